@@ -1,0 +1,1 @@
+"""stemma: the family tree of language models, every branch of it running."""
