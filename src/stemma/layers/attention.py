@@ -1,0 +1,103 @@
+"""Scaled dot-product attention and the multi-head module round it (Vaswani et al. 2017, section 3.2)."""
+
+from functools import cache
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stemma.layers.linear import Linear
+from stemma.layers.masks import Mask
+
+
+class KeyValueCache(Protocol):
+    """Keys and values of the tokens that a model has read, one buffer a layer, written in place."""
+
+    def positions(self, length: int) -> Tensor:
+        """Return int64 [batch, length] or [length]: the positions that the next `length` tokens will have."""
+        ...
+
+    def mask(self, length: int, window: int | None = None) -> Mask | None:
+        """Return what the next `length` tokens may see of the cached and their own keys (None: all of them)."""
+        ...
+
+    def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write [batch, heads, length, head_dim] of the next tokens; return views of all [batch, heads, total, ...]."""
+        ...
+
+    def advance(self, length: int) -> None:
+        """Count the next `length` tokens as read, after the last layer."""
+        ...
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Mask | None = None,
+    *,
+    window: int | None = None,
+    dropout: float = 0.0,
+    scale: float | None = None,
+) -> Tensor:
+    """Return softmax(query key^T * scale) value over the keys that `mask` allows.
+
+    Args:
+        query: float [batch, heads, queries, head_dim]. key, value: float [batch, heads, keys, head_dim].
+        mask: what may be seen (None: everything). window: the layer's own sliding window, on top of the mask's.
+        dropout: probability of dropping an attention weight. scale: default 1 / sqrt(head_dim).
+    Returns:
+        float [batch, heads, queries, head_dim].
+    """
+    if mask is None and window is None:
+        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scale)
+    # FlexAttention skips the blocks that a mask empties, but has a fast kernel on CUDA only, and no dropout.
+    block = query.device.type == "cuda" and dropout == 0.0
+    lowered = (mask or Mask()).lower(query, key, window, block=block)
+    if lowered.block is not None:
+        return _flex_attention()(query, key, value, block_mask=lowered.block, scale=scale)
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=lowered.dense, dropout_p=dropout, is_causal=lowered.is_causal, scale=scale
+    )
+
+
+@cache
+def _flex_attention() -> Any:
+    """FlexAttention is fast only when compiled; once, on first use."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False)
+
+
+class MultiHeadAttention(nn.Module):
+    """Self-attention with separate query, key, value and output maps.
+
+    Args:
+        hidden: width; heads: number of heads, a divisor of `hidden`; layer: index in the stack, for the cache.
+        bias: whether the four maps have one. dropout: of the attention weights. window: sliding window, None for all.
+    """
+
+    def __init__(
+        self, hidden: int, heads: int, *, layer: int, bias: bool = True, dropout: float = 0.0, window: int | None = None
+    ) -> None:
+        super().__init__()
+        self.heads, self.layer, self.dropout, self.window = heads, layer, dropout, window
+        self.query = Linear(hidden, hidden, bias=bias)
+        self.key = Linear(hidden, hidden, bias=bias)
+        self.value = Linear(hidden, hidden, bias=bias)
+        self.output = Linear(hidden, hidden, bias=bias)
+
+    def forward(self, x: Tensor, mask: Mask | None = None, cache: KeyValueCache | None = None) -> Tensor:
+        """Map float [batch, length, hidden] to the same shape."""
+        query, key, value = (self._split(project(x)) for project in (self.query, self.key, self.value))
+        window = self.window
+        if cache is not None:
+            mask, window = cache.mask(x.shape[1], window), None
+            key, value = cache.update(self.layer, key, value)
+        dropout = self.dropout if self.training else 0.0
+        mixed = attention(query, key, value, mask, window=window, dropout=dropout)
+        return self.output(mixed.transpose(1, 2).flatten(2))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [batch, heads, length, head_dim]

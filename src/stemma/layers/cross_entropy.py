@@ -1,0 +1,88 @@
+"""Cross-entropy over a large vocabulary without ever holding all the logits."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from stemma.layers.linear import linear
+
+# Floats of one chunk of logits: 64 MiB in float32. Smaller chunks starve the matrix product, larger ones the memory.
+CHUNK_ELEMENTS = 16 * 2**20
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    divisor: int | float | Tensor | None = None,
+    ignore_index: int = -100,
+) -> Tensor:
+    """Return the summed cross-entropy of `hidden @ weight.T` against `targets`, divided by `divisor`.
+
+    The logits exist a chunk of rows at a time; their gradient is formed in the same pass, so that forward and backward
+    together hold one chunk, never [tokens, vocabulary]. A row whose target is ignored costs nothing on a CPU.
+
+    Args:
+        hidden: float [tokens, hidden]. weight: float [vocabulary, hidden]. targets: int64 [tokens].
+        divisor: what to divide the sum by, for instance the number of targets of the whole step over all
+            micro-batches and workers; default: the number of targets here that are not ignored (at least 1).
+    Returns:
+        float32 scalar, in nats. First derivatives only.
+    """
+    if hidden.device.type == "cpu":
+        kept = targets != ignore_index
+        if not bool(kept.all()):
+            hidden, targets = hidden[kept], targets[kept]
+    if divisor is None:
+        divisor = (targets != ignore_index).sum().clamp_min(1)
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, divisor, ignore_index)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, divisor: int | float | Tensor, ignore_index: int
+    ) -> Tensor:
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        rows = max(64, CHUNK_ELEMENTS // weight.shape[0])
+        for start in range(0, hidden.shape[0], rows):
+            chunk, target = hidden[start : start + rows], targets[start : start + rows]
+            kept = target != ignore_index
+            index = target.where(kept, 0).unsqueeze(1)
+            log_probabilities = linear(chunk, weight).float().log_softmax(-1)  # [rows, vocabulary]
+            total -= (log_probabilities.gather(1, index).squeeze(1) * kept).sum()
+            if not (needs_hidden or needs_weight):
+                continue
+            # d(loss) / d(logits) = (softmax - one-hot) / divisor
+            grad_logits = log_probabilities.exp_()
+            grad_logits[torch.arange(len(target), device=target.device), index.squeeze(1)] -= 1.0
+            grad_logits = grad_logits.mul_((kept / divisor).unsqueeze(1)).to(weight.dtype)
+            if grad_hidden is not None:
+                grad_hidden[start : start + rows] = linear(grad_logits, weight.t())
+            if grad_weight is not None:
+                if weight.dtype == torch.float32:
+                    grad_weight.addmm_(grad_logits.t(), chunk)
+                else:
+                    grad_weight += grad_logits.t() @ chunk
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.weight_dtype = weight.dtype
+        return total / divisor
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden * grad
+        if grad_weight is not None:
+            grad_weight = (grad_weight * grad).to(ctx.weight_dtype)
+        return grad_hidden, grad_weight, None, None, None

@@ -1,0 +1,33 @@
+"""The position-wise feed-forward network (Vaswani et al. 2017, section 3.3)."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stemma.layers.linear import Linear
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,  # the exact form, with the error function
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+}
+
+
+class FeedForward(nn.Module):
+    """`down(activation(up(x)))`.
+
+    Args:
+        hidden: width; inner: width between the two maps; activation: a key of `ACTIVATIONS`; bias: of both maps.
+    """
+
+    def __init__(self, hidden: int, inner: int, *, activation: str = "gelu_tanh", bias: bool = True) -> None:
+        super().__init__()
+        self.up = Linear(hidden, inner, bias=bias)
+        self.down = Linear(inner, hidden, bias=bias)
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map float [..., hidden] to the same shape."""
+        return self.down(self.activation(self.up(x)))
