@@ -1,0 +1,81 @@
+"""The command `stemma`: one module a verb; each parses, calls and prints. No logic lives here."""
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from stemma.errors import InputError, closest
+
+LEARN, USE, MEASURE = "Learn from text", "Use a model", "Measure a model"
+
+# verb: (module, attribute, panel). Modules import PyTorch and friends inside their functions, so that help is instant.
+VERBS = {
+    "tokenizer": ("stemma.cli.tokenizer", "app", LEARN),
+    "pretrain": ("stemma.cli.pretrain", "pretrain", LEARN),
+    "generate": ("stemma.cli.generate", "generate", USE),
+    "evaluate": ("stemma.cli.evaluate", "evaluate", MEASURE),
+}
+
+
+class Verbs(TyperGroup):
+    """A group that answers an unknown verb with the closest known one."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            known = self.list_commands(ctx)
+            hint = closest(args[0], known) or f" (the verbs are: {', '.join(known)})"
+            raise InputError(f"{ctx.command_path}: no verb '{args[0]}'{hint}")
+        return super().resolve_command(ctx, args)
+
+
+def build() -> typer.Typer:
+    """Return the application with every verb in its panel."""
+    app = typer.Typer(
+        name="stemma",
+        cls=Verbs,
+        no_args_is_help=True,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        help="The family tree of language models, every branch of it running.\n\n"
+        "Example: [bold]stemma pretrain gpt/tiny --out runs/tiny[/bold], "
+        "then [bold]stemma generate runs/tiny --prompt 'def main'[/bold].",
+    )
+    app.callback()(_root)
+    for verb, (module, attribute, panel) in VERBS.items():
+        command = getattr(importlib.import_module(module), attribute)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=verb, rich_help_panel=panel, cls=Verbs, no_args_is_help=True)
+        else:
+            app.command(verb, rich_help_panel=panel)(command)
+    return app
+
+
+def _version(value: bool) -> None:
+    if value:
+        from stemma import __version__
+
+        print(f"stemma {__version__}")
+        raise typer.Exit
+
+
+def _root(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print it.")) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line on standard error and exit code 2."""
+    try:
+        build()()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # the reader of our output (head, less) has gone: no traceback, and none at exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stemma.layers.document_attention import document_attention
 from stemma.layers.linear import Linear
 from stemma.layers.masks import Mask
 
@@ -52,11 +53,11 @@ def attention(
     """
     if mask is None and window is None:
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scale)
-    # FlexAttention skips the blocks that a mask empties, but has a fast kernel on CUDA only, and no dropout.
-    block = query.device.type == "cuda" and dropout == 0.0
-    lowered = (mask or Mask()).lower(query, key, window, block=block)
+    lowered = (mask or Mask()).lower(query, key, window, dropout=dropout)
     if lowered.block is not None:
         return _flex_attention()(query, key, value, block_mask=lowered.block, scale=scale)
+    if lowered.segments is not None:
+        return document_attention(query, key, value, lowered.segments, scale)
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=lowered.dense, dropout_p=dropout, is_causal=lowered.is_causal, scale=scale
     )

@@ -29,7 +29,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if not _takes_onednn(input, weight):
         return F.linear(input, weight, bias)
-    if torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad):
+    if torch.is_grad_enabled():
         return _OneDNNLinear.apply(input, weight, bias)
     return _product(input, weight, bias)
 

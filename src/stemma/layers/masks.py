@@ -9,6 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
+from stemma.layers.document_attention import Segment, document_segments
+
+# A kernel call for each document pays from about so many pairs of tokens a document on (all pairs of the packed rows,
+# which one call with a dense mask computes, divided by the number of documents).
+LEAST_PAIRS = 8192
+
 
 @dataclass(frozen=True)
 class Mask:
@@ -34,39 +40,45 @@ class Mask:
     query_positions: Tensor | None = None
     _lowered: dict[object, "LoweredMask"] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def lower(self, query: Tensor, key: Tensor, window: int | None = None, *, block: bool = False) -> "LoweredMask":
-        """Return this mask, narrowed to a layer's own `window`, in a form that a kernel takes.
+    def lower(self, query: Tensor, key: Tensor, window: int | None = None, *, dropout: float = 0.0) -> "LoweredMask":
+        """Return this mask, narrowed to a layer's own `window`, in the form that is cheapest on the device.
 
         Args:
             query: [batch, heads, queries, head_dim]. key: [batch, heads, keys, head_dim].
-            block: prefer a block mask to a dense one (for FlexAttention).
+            dropout: of the attention weights; only the dense form can have it.
         """
         windows = [size for size in (self.window, window) if size is not None]
         narrowest = min(windows) if windows else None
         if narrowest is not None and narrowest >= key.shape[-2]:
             narrowest = None
-        cache_key = (narrowest, query.shape[-2], key.shape[-2], block)
+        cache_key = (narrowest, query.shape[-2], key.shape[-2], dropout > 0)
         if cache_key not in self._lowered:
-            self._lowered[cache_key] = self._lower(query, key, narrowest, block)
+            self._lowered[cache_key] = self._lower(query, key, narrowest, dropout > 0)
         return self._lowered[cache_key]
 
-    def _lower(self, query: Tensor, key: Tensor, window: int | None, block: bool) -> "LoweredMask":
+    def _lower(self, query: Tensor, key: Tensor, window: int | None, dropout: bool) -> "LoweredMask":
         queries, keys, device = query.shape[-2], key.shape[-2], query.device
-        details = (self.prefix_lengths, window, self.document_ids, self.key_padding, self.query_positions)
-        if all(detail is None for detail in details):
-            if not self.causal:
-                return LoweredMask()
-            if queries == keys:
-                return LoweredMask(is_causal=True)
-        if block and queries == keys and self.query_positions is None:
+        square = queries == keys and self.query_positions is None
+        others = (self.prefix_lengths, window, self.key_padding)
+        if square and all(part is None for part in others):
+            if self.document_ids is None:
+                return LoweredMask(is_causal=self.causal)
+            if self.causal and device.type == "cpu" and not dropout and not torch.compiler.is_compiling():
+                segments = document_segments(self.document_ids)
+                if self.document_ids.numel() * keys >= LEAST_PAIRS * len(segments):
+                    return LoweredMask(segments=segments)
+        if square and device.type == "cuda" and not dropout:
             return LoweredMask(block=self._block(query.shape[0], queries, window, device))
+        return LoweredMask(dense=self._dense(query.shape[0], queries, keys, window, device))
+
+    def _dense(self, batch: int, queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
         positions = self.query_positions
         if positions is None:
             positions = torch.arange(keys - queries, keys, device=device)
-        row = torch.arange(query.shape[0], device=device).view(-1, 1, 1)
-        positions = positions.expand(query.shape[0], queries).unsqueeze(-1)  # [batch, queries, 1]
+        positions = positions.expand(batch, queries).unsqueeze(-1)  # [batch, queries, 1]
+        row = torch.arange(batch, device=device).view(-1, 1, 1)
         allowed = self._allowed(row, positions, torch.arange(keys, device=device), window)
-        return LoweredMask(dense=allowed.expand(query.shape[0], queries, keys).unsqueeze(1))
+        return allowed.expand(batch, queries, keys).unsqueeze(1)
 
     def _block(self, batch: int, length: int, window: int | None, device: torch.device) -> BlockMask:
         def rule(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -94,8 +106,10 @@ class Mask:
 
 @dataclass(frozen=True)
 class LoweredMask:
-    """One of: nothing, the kernel's causal flag, a dense bool [batch, 1, queries, keys], a block mask."""
+    """One of: nothing, the kernel's causal flag, a dense bool [batch, 1, queries, keys], FlexAttention's block mask
+    (CUDA), or where each document stands in causal rows (CPU)."""
 
     is_causal: bool = False
     dense: Tensor | None = None
     block: BlockMask | None = None
+    segments: list[Segment] | None = None

@@ -123,9 +123,9 @@ class GPT(nn.Module):
                 module.reset_parameters()
         nn.init.normal_(self.position_embedding.weight, std=self.config.position_std)
         if self.config.norm == "pre":
-            for block in self.blocks:
-                block.attention.output.weight *= (2 * self.config.layers) ** -0.5
-                block.feed_forward.down.weight *= (2 * self.config.layers) ** -0.5
+            for name, weight in self.named_parameters():
+                if name.endswith(("attention.output.weight", "feed_forward.down.weight")):
+                    weight *= (2 * self.config.layers) ** -0.5
 
     def forward(
         self,

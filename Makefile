@@ -1,0 +1,46 @@
+# Everything happens in .venv; a second call is quick because the stamp file is newer than pyproject.toml.
+PYTHON ?= python3.11
+STEMMA := .venv/bin/stemma
+PYTEST := .venv/bin/python -m pytest
+
+.PHONY: run test test-all bench lint types imports clean
+
+run: .venv/base
+	$(STEMMA) pretrain gpt/tiny --out runs/tiny
+	$(STEMMA) generate runs/tiny --prompt "def main(" --max-new-tokens 120 --seed 1
+
+test: .venv/dev
+	$(PYTEST) -m "not slow"
+
+test-all: .venv/dev
+	$(PYTEST)
+
+bench: .venv/dev
+	.venv/bin/python benchmarks/training.py
+	.venv/bin/python benchmarks/decode.py
+
+lint: .venv/dev
+	.venv/bin/ruff check src tests benchmarks
+	.venv/bin/ruff format --check src tests benchmarks
+
+types: .venv/dev
+	.venv/bin/mypy
+
+imports: .venv/dev
+	.venv/bin/lint-imports
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# torch first and by itself, so that the build that the machine's configuration offers is taken.
+.venv/base: .venv/bin/python pyproject.toml
+	.venv/bin/python -m pip install --quiet "torch>=2.12,<2.14"
+	.venv/bin/python -m pip install --quiet -e .
+	touch $@
+
+.venv/dev: .venv/base
+	.venv/bin/python -m pip install --quiet -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv runs

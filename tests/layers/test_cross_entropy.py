@@ -1,0 +1,62 @@
+"""The chunked cross-entropy against `F.cross_entropy` on whole logits."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from stemma.layers import cross_entropy
+from stemma.layers.cross_entropy import linear_cross_entropy
+
+TOKENS, HIDDEN, VOCABULARY = 300, 16, 97
+
+
+def problem(ignored: float):
+    torch.manual_seed(0)
+    hidden = torch.randn(TOKENS, HIDDEN, requires_grad=True)
+    weight = torch.randn(VOCABULARY, HIDDEN, requires_grad=True)
+    targets = torch.randint(VOCABULARY, (TOKENS,))
+    targets[torch.rand(TOKENS) < ignored] = -100
+    return hidden, weight, targets
+
+
+@pytest.mark.parametrize("ignored", [0.0, 0.4])
+@pytest.mark.parametrize("divisor", [None, 1000])
+def test_value_and_gradients_over_several_chunks(monkeypatch, ignored, divisor):
+    monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", 64 * VOCABULARY)  # five chunks, the last one short
+    hidden, weight, targets = problem(ignored)
+    loss = linear_cross_entropy(hidden, weight, targets, divisor=divisor)
+    (3 * loss).backward()
+    ours = hidden.grad.clone(), weight.grad.clone()
+    hidden.grad = weight.grad = None
+    expected = F.cross_entropy(hidden @ weight.t(), targets, reduction="sum") / (divisor or (targets >= 0).sum())
+    (3 * expected).backward()
+    torch.testing.assert_close(loss, expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(ours[0], hidden.grad, atol=1e-7, rtol=1e-5)
+    torch.testing.assert_close(ours[1], weight.grad, atol=1e-6, rtol=1e-5)
+
+
+def test_all_targets_ignored_is_zero_with_zero_gradients():
+    hidden, weight, targets = problem(1.1)
+    loss = linear_cross_entropy(hidden, weight, targets)
+    loss.backward()
+    assert loss == 0 and not hidden.grad.any() and not weight.grad.any()
+
+
+def test_autocast_stays_near_float32():
+    hidden, weight, targets = problem(0.0)
+    expected = linear_cross_entropy(hidden, weight, targets)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = linear_cross_entropy(hidden, weight, targets)
+    loss.backward()
+    assert loss.dtype == torch.float32 and weight.grad.dtype == torch.float32
+    torch.testing.assert_close(loss, expected, atol=0.02, rtol=0.01)
+
+
+def test_logits_are_never_held_whole(monkeypatch):
+    """The largest tensor that the function makes is a chunk, or a gradient, never [tokens, vocabulary]."""
+    monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", 64 * VOCABULARY)
+    hidden, weight, targets = problem(0.0)
+    with torch.profiler.profile(record_shapes=True) as profile:
+        linear_cross_entropy(hidden, weight, targets).backward()
+    shapes = [shape for event in profile.events() for shape in event.input_shapes]
+    assert [64, VOCABULARY] in shapes and [TOKENS, VOCABULARY] not in shapes
