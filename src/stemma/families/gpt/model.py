@@ -125,7 +125,7 @@ class GPT(nn.Module):
         if self.config.norm == "pre":
             for name, weight in self.named_parameters():
                 if name.endswith(("attention.output.weight", "feed_forward.down.weight")):
-                    weight *= (2 * self.config.layers) ** -0.5
+                    weight.mul_((2 * self.config.layers) ** -0.5)
 
     def forward(
         self,
