@@ -1,0 +1,128 @@
+"""The branches of the tree: one folder a family, and the dictionary through which the rest of the library meets them.
+
+A family is found by its own name when a model is built, by `model_type` when a checkpoint directory is loaded, and by
+its class when a model is saved.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from stemma.errors import InputError, closest
+from stemma.families.directory import (
+    SHARD_BYTES,
+    StoredTensors,
+    read_config,
+    replace_checkpoint,
+    resolve,
+    write_json,
+    write_weights,
+)
+from stemma.families.gpt import checkpoint as gpt_checkpoint
+from stemma.families.gpt.model import GPT, GPTConfig
+from stemma.families.gpt.model import PRESETS as GPT_PRESETS
+from stemma.families.gpt.objective import Causal
+
+if TYPE_CHECKING:
+    from stemma.data.tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class Family:
+    """One branch: what it is made of, how it is trained, and how it is written to disk.
+
+    Args:
+        config: frozen dataclass of the architecture. model: `model(config)` builds the module, with `.config`.
+        presets: named configurations. objectives: named classes with `example`, `counts` and `loss`.
+        model_types: what "model_type" in config.json may say.
+        to_published: model -> (config.json's content, iterator of published name and tensor).
+        from_published: (config.json's content, tensors, dtype=, device=) -> model.
+    """
+
+    config: type
+    model: type[nn.Module]
+    presets: Mapping[str, Any]
+    objectives: Mapping[str, Callable[..., Any]]
+    model_types: tuple[str, ...]
+    to_published: Callable[..., Any]
+    from_published: Callable[..., nn.Module]
+
+
+FAMILIES: dict[str, Family] = {
+    "gpt": Family(
+        config=GPTConfig,
+        model=GPT,
+        presets=GPT_PRESETS,
+        objectives={"causal": Causal},
+        model_types=gpt_checkpoint.MODEL_TYPES,
+        to_published=gpt_checkpoint.to_published,
+        from_published=gpt_checkpoint.from_published,
+    ),
+}
+
+
+def family(name: str) -> Family:
+    """Return a family by our name for it ("gpt") or by a `model_type` ("gpt2").
+
+    Raises:
+        InputError: no such family (names the nearest).
+    """
+    by_name = FAMILIES | {model_type: branch for branch in FAMILIES.values() for model_type in branch.model_types}
+    if name not in by_name:
+        raise InputError(f"no model family '{name}'{closest(name, by_name)}, expected one of {', '.join(by_name)}")
+    return by_name[name]
+
+
+def load(
+    path_or_hub_id: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> nn.Module:
+    """Load a checkpoint directory, ours or Hugging Face's, as a model in eval mode with `.config`.
+
+    Args:
+        path_or_hub_id: a folder with config.json and weights, or an id on the Hugging Face hub.
+        dtype: of the parameters, default: as stored. device: default: the CPU.
+    Raises:
+        InputError: no such checkpoint, an unknown family or configuration, weights that are broken or do not fit.
+    """
+    directory = resolve(path_or_hub_id)
+    config = read_config(directory)
+    branch = family(config["model_type"])
+    return branch.from_published(config, StoredTensors(directory), dtype=dtype, device=device).eval()
+
+
+def save(
+    model: nn.Module, tokenizer: "Tokenizer | None", directory: str | Path, *, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Publish a model: config.json, generation_config.json, the weights and the tokenizer's files.
+
+    transformers loads the directory where it knows the architecture. An older checkpoint there is replaced so that a
+    crash at any moment leaves no directory that loads wrongly (see `replace_checkpoint`).
+
+    Args:
+        model: of one of `FAMILIES`. tokenizer: None saves the model alone, without ids that end a text.
+        shard_bytes: weights larger than this are split into several files.
+    Raises:
+        InputError: the model is of no known family, the tokenizer has more ids than the model, or the directory cannot
+            be written to.
+    """
+    branch = next((branch for branch in FAMILIES.values() if isinstance(model, branch.model)), None)
+    if branch is None:
+        raise InputError(f"cannot save a {type(model).__name__}: expected a model of {', '.join(FAMILIES)}")
+    config, tensors = branch.to_published(model)
+    vocabulary = model.config.vocabulary  # type: ignore[union-attr]
+    if tokenizer is not None and tokenizer.vocabulary > vocabulary:
+        raise InputError(f"the tokenizer has {tokenizer.vocabulary} ids, more than the model's {vocabulary}")
+    separator = None if tokenizer is None else tokenizer.separator
+    padding = separator if tokenizer is None or tokenizer.pad is None else tokenizer.pad
+    ends = {"bos_token_id": separator, "eos_token_id": separator}
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    with replace_checkpoint(Path(directory)) as staging:
+        write_json(staging / "config.json", {**config, **ends, "dtype": dtype})
+        write_json(staging / "generation_config.json", {**ends, "pad_token_id": padding})
+        write_weights(tensors, staging, shard_bytes)
+        if tokenizer is not None:
+            tokenizer.save(staging)

@@ -1,0 +1,95 @@
+"""Published tensors <-> parameters of ours, both ways, by one table that each family writes down."""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from stemma.errors import InputError
+from stemma.families.directory import StoredTensors
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of a published checkpoint.
+
+    Args:
+        name: in the checkpoint.
+        parameters: names of ours that it holds, one after the other along their first dimension.
+        transposed: the checkpoint has it [in, out], as TensorFlow's and Hugging Face's Conv1D do; ours are [out, in].
+        rows: how many rows of ours are published, where ours has padding after them; None: all.
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+    transposed: bool = False
+    rows: int | None = None
+
+
+def publish(model: nn.Module, table: Iterable[Stored]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the published name and tensor of each row of `table`; only fused or transposed ones are copies."""
+    parameters = dict(model.named_parameters())
+    for stored in table:
+        parts = [parameters[name].detach()[: stored.rows] for name in stored.parameters]
+        joined = parts[0] if len(parts) == 1 else torch.cat(parts)
+        yield stored.name, joined.t().contiguous() if stored.transposed else joined
+
+
+def fill(
+    model: nn.Module,
+    table: Sequence[Stored],
+    tensors: Mapping[str, Tensor],
+    *,
+    ignored: Collection[str] = (),
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> None:
+    """Give a model built on the meta device its parameters, read from `tensors` one at a time.
+
+    Every parameter is allocated once, with its final dtype (default: that of the table's first tensor) and on its
+    final device (default: the CPU), and copied into from the memory-mapped file; padding rows are zero. Tensors that
+    are neither in `table` nor `ignored` are an error: the model would compute something else without them.
+
+    Raises:
+        InputError: tensors are missing, left over, of another shape or not floating point.
+    """
+    _check_names({stored.name for stored in table}, set(tensors) - set(ignored), tensors)
+    dtype = dtype or tensors[table[0].name].dtype
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    state = {}
+    for stored in table:
+        tensor = tensors[stored.name]
+        _check_tensor(stored, tensor, [shapes[name] for name in stored.parameters], tensors)
+        parts = (tensor.t() if stored.transposed else tensor).chunk(len(stored.parameters))
+        for name, part in zip(stored.parameters, parts, strict=True):
+            parameter = torch.empty(shapes[name], dtype=dtype, device=device or "cpu")
+            parameter[: len(part)].copy_(part)
+            parameter[len(part) :].zero_()
+            state[name] = parameter
+    model.load_state_dict(state, assign=True)
+
+
+def _check_names(expected: set[str], found: set[str], tensors: Mapping[str, Tensor]) -> None:
+    for what, names in (("missing", expected - found), ("not part of the model", found - expected)):
+        if names:
+            first = min(names)
+            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            raise InputError(f"{_place(tensors, first)}: tensor '{first}'{more} is {what}")
+
+
+def _check_tensor(stored: Stored, tensor: Tensor, shapes: Sequence[torch.Size], tensors: Mapping[str, Tensor]) -> None:
+    rows = sum(stored.rows or shape[0] for shape in shapes)
+    expected = [rows, *shapes[0][1:]]
+    if stored.transposed:
+        expected.reverse()
+    if list(tensor.shape) != expected:
+        place = _place(tensors, stored.name)
+        raise InputError(f"{place}: tensor '{stored.name}' is {list(tensor.shape)}, the config makes it {expected}")
+    if not tensor.is_floating_point():
+        place = _place(tensors, stored.name)
+        raise InputError(f"{place}: tensor '{stored.name}' is {tensor.dtype}, expected floating point")
+
+
+def _place(tensors: Mapping[str, Tensor], name: str) -> str:
+    return str(tensors.file(name)) if isinstance(tensors, StoredTensors) else "checkpoint"
