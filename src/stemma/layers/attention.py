@@ -91,7 +91,7 @@ class MultiHeadAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Mask | None = None, cache: KeyValueCache | None = None) -> Tensor:
         """Map float [batch, length, hidden] to the same shape."""
-        query, key, value = (self._split(project(x)) for project in (self.query, self.key, self.value))
+        query, key, value = self.project(x)
         window = self.window
         if cache is not None:
             mask, window = cache.mask(x.shape[1], window), None
@@ -99,6 +99,10 @@ class MultiHeadAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         mixed = attention(query, key, value, mask, window=window, dropout=dropout)
         return self.output(mixed.transpose(1, 2).flatten(2))
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return query, key and value, float [batch, heads, length, head_dim] each, of float [batch, length, hidden]."""
+        return self._split(self.query(x)), self._split(self.key(x)), self._split(self.value(x))
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [batch, heads, length, head_dim]

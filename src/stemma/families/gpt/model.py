@@ -136,7 +136,7 @@ class GPT(nn.Module):
         cache: KeyValueCache | None = None,
     ) -> Tensor:
         """Return logits, float [batch, length, vocabulary], for int64 tokens [batch, length]; options of `hidden`."""
-        return linear(self.hidden(tokens, mask=mask, positions=positions, cache=cache), self.output_weight)
+        return self.logits(self.hidden(tokens, mask=mask, positions=positions, cache=cache))
 
     def hidden(
         self,
@@ -169,6 +169,10 @@ class GPT(nn.Module):
         if cache is not None:
             cache.advance(length)
         return self.final_norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return float [..., vocabulary], the output projection of states, float [..., hidden]."""
+        return linear(hidden, self.output_weight)
 
     @property
     def output_weight(self) -> Tensor:
