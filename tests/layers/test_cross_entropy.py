@@ -60,3 +60,22 @@ def test_logits_are_never_held_whole(monkeypatch):
         linear_cross_entropy(hidden, weight, targets).backward()
     shapes = [shape for event in profile.events() for shape in event.input_shapes]
     assert [64, VOCABULARY] in shapes and [TOKENS, VOCABULARY] not in shapes
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_only_one_side_needs_a_gradient(side):
+    *tensors, targets = problem(0.3)
+    expected = torch.autograd.grad(F.cross_entropy(tensors[0] @ tensors[1].t(), targets), tensors[side])
+    tensors[1 - side] = tensors[1 - side].detach()
+    ours = torch.autograd.grad(linear_cross_entropy(tensors[0], tensors[1], targets), tensors[side])
+    torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_no_gradient_is_formed_without_grad_mode(monkeypatch):
+    hidden, weight, targets = problem(0.3)
+    expected = linear_cross_entropy(hidden, weight, targets)
+    monkeypatch.setattr(torch.Tensor, "exp_", None)  # what forming the gradient starts with
+    with torch.no_grad():
+        assert linear_cross_entropy(hidden, weight, targets) == expected.detach()
+    with pytest.raises(TypeError):
+        linear_cross_entropy(hidden, weight, targets)

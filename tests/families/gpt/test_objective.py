@@ -75,4 +75,4 @@ def test_a_batch_without_targets_gives_zero() -> None:
     model, batch = small_model(), some_batch(2)
     batch["targets"][:] = -100
     loss, metrics = Causal(SEPARATOR).loss(model, batch)
-    assert (float(loss), float(metrics["nll"]), metrics["targets"]) == (0.0, 0.0, 0)
+    assert (loss.item(), float(metrics["nll"]), metrics["targets"]) == (0.0, 0.0, 0)
