@@ -1,0 +1,87 @@
+"""Data sets of the Hugging Face hub, read as a stream through the `datasets` library."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stemma.data.byte_streams import Count
+from stemma.data.content_hashes import digest
+from stemma.data.documents import Piece
+from stemma.data.readers import missing_field, row_pieces
+from stemma.errors import InputError
+
+PREFIX = "hf:"
+SPLIT_NAMES = {"train", "validation", "valid", "dev", "test"}
+
+
+@dataclass(frozen=True)
+class HubCorpus:
+    """A split of a data set, at the revision that the hub had when it was opened."""
+
+    name: str
+    config: str | None
+    split: str
+    revision: str
+    field: str
+    size: int = 0  # unknown
+
+    def pieces(self, count: Count) -> Iterator[Piece]:
+        """Yield the documents, one a row; `count` is never called, as the size in bytes is unknown."""
+        origin = f"{PREFIX}{self.name}"
+        row_number = 0
+        try:
+            rows = _datasets().load_dataset(
+                self.name, self.config, split=self.split, revision=self.revision, streaming=True
+            )
+            for row_number, row in enumerate(rows, start=1):
+                if self.field not in row:
+                    raise missing_field(self.field, row, f"{origin}, row {row_number}")
+                yield from row_pieces(row[self.field], self.field, f"{origin}, row {row_number}")
+        except InputError:
+            raise
+        except Exception as error:  # whatever the network library beneath raises
+            raise InputError(f"{origin}: cannot be read after row {row_number} ({_first_line(error)})") from None
+
+    def fingerprint(self, cache: Path, count: Count) -> str:
+        """Identifies the content: the data set's revision, and the part of it."""
+        return digest(["hub", self.name, self.config or "", self.split, self.revision, self.field])
+
+    def check_unchanged(self) -> None:
+        """A revision does not change."""
+
+
+def open_hub_corpus(what: str, field: str) -> HubCorpus:
+    """Open `hf:owner/name[:config][:split]`; with one part after the name, it is a split if it is named like one."""
+    name, *parts = what.removeprefix(PREFIX).split(":")
+    if not name or len(parts) > 2:
+        raise InputError(f"{what}: expected {PREFIX}owner/name, {PREFIX}owner/name:config or with :split after that")
+    if len(parts) == 1 and parts[0] in SPLIT_NAMES:
+        parts = ["", parts[0]]
+    config, split = (parts + ["", ""])[:2]
+    return HubCorpus(name, config or None, split or "train", _revision(name), field)
+
+
+def _revision(name: str) -> str:
+    from huggingface_hub import HfApi
+
+    _datasets()  # say first if the extra is missing
+    try:
+        return str(HfApi().dataset_info(name).sha)
+    except Exception as error:  # whatever the network library beneath raises
+        raise InputError(
+            f"{PREFIX}{name}: the hub does not give it ({_first_line(error)}); offline, give the folder of a data set "
+            "saved with save_to_disk"
+        ) from None
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise InputError(f"{PREFIX} data sets need the library 'datasets': pip install 'stemma-lm[data]'") from None
+    return datasets
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
