@@ -3,6 +3,8 @@
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 from fnmatch import fnmatch
 from itertools import count
 from pathlib import Path
@@ -164,6 +166,28 @@ def test_broken_config(content: bytes | None, message: str, tmp_path: Path) -> N
     assert str(tmp_path) in one_line(error)
 
 
+MEMORY = """
+import re, sys, torch, stemma.families
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+before = peak()
+model = stemma.families.load(sys.argv[1], dtype=getattr(torch, sys.argv[2]))
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads peak memory from /proc")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_are_held_once(dtype: str, tmp_path: Path) -> None:
+    """At most the file's pages (the system may take them back) and the parameters; never a second copy of either."""
+    save(GPT(GPTConfig(vocabulary=20000, context=64, layers=4, hidden=768, heads=12)), None, tmp_path)
+    file = (tmp_path / "model.safetensors").stat().st_size
+    command = [sys.executable, "-c", MEMORY, str(tmp_path), dtype]
+    grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    parameters = file if dtype == "float32" else file // 2
+    assert parameters < grown < file + 1.15 * parameters
+
+
 # Finding
 
 
@@ -305,6 +329,12 @@ def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot write a checkpoint here"):
         save(model(2, 0), None, tmp_path / "file" / "run")
+
+
+def test_files_are_as_readable_as_any_other(tmp_path: Path) -> None:
+    save(model(2, 0), None, tmp_path)
+    (tmp_path / "other").touch()
+    assert {path.stat().st_mode for path in tmp_path.iterdir()} == {(tmp_path / "other").stat().st_mode}
 
 
 def test_other_files_in_the_directory_stay(tmp_path: Path) -> None:

@@ -103,22 +103,21 @@ def save(
     crash at any moment leaves no directory that loads wrongly (see `replace_checkpoint`).
 
     Args:
-        model: of one of `FAMILIES`. tokenizer: None saves the model alone, without ids that end a text.
+        model: of one of `FAMILIES`. tokenizer: None saves the model alone.
         shard_bytes: weights larger than this are split into several files.
     Raises:
         InputError: the model is of no known family, the tokenizer has more ids than the model, or the directory cannot
-            be written to.
+            be created.
+        OSError: it could not be written (a full disk); the checkpoint that was there is untouched.
     """
     branch = next((branch for branch in FAMILIES.values() if isinstance(model, branch.model)), None)
     if branch is None:
         raise InputError(f"cannot save a {type(model).__name__}: expected a model of {', '.join(FAMILIES)}")
     config, tensors = branch.to_published(model)
-    vocabulary = model.config.vocabulary  # type: ignore[union-attr]
+    vocabulary: Any = model.config.vocabulary  # type: ignore[union-attr]
     if tokenizer is not None and tokenizer.vocabulary > vocabulary:
         raise InputError(f"the tokenizer has {tokenizer.vocabulary} ids, more than the model's {vocabulary}")
-    separator = None if tokenizer is None else tokenizer.separator
-    padding = separator if tokenizer is None or tokenizer.pad is None else tokenizer.pad
-    ends = {"bos_token_id": separator, "eos_token_id": separator}
+    ends, padding = _special_ids(tokenizer)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     with replace_checkpoint(Path(directory)) as staging:
         write_json(staging / "config.json", {**config, **ends, "dtype": dtype})
@@ -126,3 +125,13 @@ def save(
         write_weights(tensors, staging, shard_bytes)
         if tokenizer is not None:
             tokenizer.save(staging)
+
+
+def _special_ids(tokenizer: "Tokenizer | None") -> tuple[dict[str, int | None], int | None]:
+    """Return the ids that begin and end a text, None where the tokenizer has none (OpenAI's GPT-1), and the padding."""
+    try:
+        separator = None if tokenizer is None else tokenizer.separator
+    except InputError:
+        separator = None
+    padding = separator if tokenizer is None or tokenizer.pad is None else tokenizer.pad
+    return {"bos_token_id": separator, "eos_token_id": separator}, padding

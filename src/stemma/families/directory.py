@@ -121,7 +121,13 @@ def write_weights(tensors: Iterable[tuple[str, Tensor]], directory: Path, shard_
     def flush() -> None:
         # The number of shards is not known yet: they get their final names below.
         with write_whole(directory / f"shard-{len(shards)}") as temporary:
-            save_file(pending, temporary, metadata={"format": "pt"})
+            temporary.touch()
+            mode = temporary.stat().st_mode  # what the user's umask says; safetensors makes files private
+            try:
+                save_file(pending, temporary, metadata={"format": "pt"})
+            except SafetensorError as error:  # what a full disk looks like from there
+                raise OSError(f"{directory}: {error}") from error
+            temporary.chmod(mode)
         shards.append(list(pending))
         pending.clear()
 

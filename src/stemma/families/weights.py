@@ -1,13 +1,17 @@
 """Published tensors <-> parameters of ours, both ways, by one table that each family writes down."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from stemma.errors import InputError
 from stemma.families.directory import StoredTensors
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,23 @@ class Stored:
     parameters: tuple[str, ...]
     transposed: bool = False
     rows: int | None = None
+
+
+class _WithoutInitialisation(TorchFunctionMode):
+    """Turns the functions of `torch.nn.init` into no-ops; on the meta device they would import the whole compiler."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def build_empty(build: Callable[[], Model]) -> Model:
+    """Return `build()` on the meta device: parameters with a shape and no memory, for `fill`."""
+    with torch.device("meta"), _WithoutInitialisation():
+        return build()
 
 
 def publish(model: nn.Module, table: Iterable[Stored]) -> Iterator[tuple[str, Tensor]]:
@@ -45,7 +66,7 @@ def fill(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> None:
-    """Give a model built on the meta device its parameters, read from `tensors` one at a time.
+    """Give a model of `build_empty` its parameters, read from `tensors` one at a time.
 
     Every parameter is allocated once, with its final dtype (default: that of the table's first tensor) and on its
     final device (default: the CPU), and copied into from the memory-mapped file; padding rows are zero. Tensors that

@@ -181,10 +181,12 @@ OWN_CONFIGS = {
 }
 
 
+@pytest.mark.parametrize("shard_bytes", [10**9, 5000])
 @pytest.mark.parametrize("name", OWN_CONFIGS)
-def test_transformers_loads_what_we_save(name: str, tmp_path: Path) -> None:
+def test_transformers_loads_what_we_save(name: str, shard_bytes: int, tmp_path: Path) -> None:
     ours = randomized(GPT(OWN_CONFIGS[name]))
-    save(ours, None, tmp_path)
+    save(ours, None, tmp_path, shard_bytes=shard_bytes)
+    assert (tmp_path / "model.safetensors").exists() == (shard_bytes == 10**9)
     theirs, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
     tokens = some_tokens(64, 16)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from stemma.errors import InputError, closest
 from stemma.families.gpt.model import GPT, GPTConfig
-from stemma.families.weights import Stored, fill, publish
+from stemma.families.weights import Stored, build_empty, fill, publish
 
 OWN_TYPE = "stemma-gpt"
 MODEL_TYPES = ("gpt2", "openai-gpt", OWN_TYPE)
@@ -104,8 +104,7 @@ def from_published(
         config = _config(published, tied)
         if tied:
             ignored.add("lm_head.weight")
-    with torch.device("meta"):
-        model = GPT(config)
+    model = build_empty(lambda: GPT(config))
     if published["model_type"] == OWN_TYPE:
         fill(model, _own_table(model), tensors, dtype=dtype, device=device)
         return model
@@ -238,5 +237,7 @@ def _fold_scales(model: GPT, published: Mapping[str, Any]) -> None:
     scale = 1.0 if published.get("scale_attn_weights", True) else (model.config.hidden / model.config.heads) ** 0.5
     by_layer = published.get("scale_attn_by_inverse_layer_idx", False)
     for layer in range(model.config.layers):
-        for kind in ("weight", "bias"):
-            model.get_parameter(f"blocks.{layer}.attention.query.{kind}").mul_(scale / (layer + 1 if by_layer else 1))
+        factor = scale / (layer + 1 if by_layer else 1)
+        if factor != 1.0:
+            for kind in ("weight", "bias"):
+                model.get_parameter(f"blocks.{layer}.attention.query.{kind}").mul_(factor)
