@@ -1,0 +1,81 @@
+"""Where a run stands, and the sums from which its metrics are made; all of it is part of a checkpoint."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from stemma.training.held_out import Evaluation
+
+
+@dataclass
+class Progress:
+    """Where a run stands.
+
+    Args:
+        step: updates done, those that were skipped included. seconds: time spent in them.
+        skipped: updates without a target or with a loss that was not finite. bad_in_a_row: of the latter, just now.
+        best_loss, best_step: of the held-out evaluations; without_improvement: evaluations since.
+        evaluation: the last one. window: sums since the last line of metrics.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+    bad_in_a_row: int = 0
+    best_loss: float | None = None
+    best_step: int | None = None
+    without_improvement: int = 0
+    stopped_early: bool = False
+    evaluation: dict[str, Any] | None = None
+    window: dict[str, float] = field(default_factory=dict)
+
+    def observe(self, sums: Mapping[str, float]) -> None:
+        """Take in what an update gave: its loss, the norm of its gradient, the objective's sums."""
+        for name, value in {**sums, "steps": 1}.items():
+            self._add(name, value)
+
+    def advance(self, tokens: int) -> None:
+        """Count one more update, made or not."""
+        self.step += 1
+        self.tokens += tokens
+        self._add("tokens", tokens)
+
+    def spend(self, seconds: float) -> None:
+        """Count time."""
+        self.seconds += seconds
+        self._add("seconds", seconds)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Speed since the last line of metrics."""
+        return self.window.get("tokens", 0.0) / (self.window.get("seconds") or 1.0)
+
+    def evaluated(self, result: Evaluation, patience: int | None) -> bool:
+        """Take in an evaluation; return whether it is the best so far."""
+        improved = result.loss < (float("inf") if self.best_loss is None else self.best_loss)
+        self.evaluation = asdict(result)
+        self.without_improvement = 0 if improved else self.without_improvement + 1
+        self.stopped_early = patience is not None and self.without_improvement >= patience
+        if improved:
+            self.best_loss, self.best_step = result.loss, self.step
+        return improved
+
+    def close_window(self) -> dict[str, Any]:
+        """Return the metrics of the updates since the last line, and begin anew.
+
+        The loss and the gradient's norm are means over the updates, the objective's other sums means over the targets.
+        """
+        window, self.window = self.window, {}
+        values: dict[str, Any] = {"tokens": self.tokens, "seconds": round(self.seconds, 3)}
+        if self.skipped:
+            values["skipped"] = self.skipped
+        steps, targets = window.pop("steps", 0), window.pop("targets", 0)
+        if steps:
+            values["loss"] = window["loss"] / steps
+            values["gradient_norm"] = window["gradient_norm"] / steps
+        extra = window.keys() - {"loss", "gradient_norm", "nll", "tokens", "seconds"}
+        return {**values, **{name: window[name] / max(targets, 1) for name in sorted(extra)}}
+
+    def _add(self, name: str, value: float) -> None:
+        self.window[name] = self.window.get(name, 0.0) + value

@@ -1,0 +1,73 @@
+"""What the machine can do: precision, the matrix product rate that training is measured against, denormals."""
+
+import time
+
+import torch
+from torch import Tensor, nn
+
+from stemma.layers.linear import linear
+
+
+def prepare_processor() -> None:
+    """Treat denormal numbers as 0: without this a model driven to a loss near 0 runs ten times slower on a CPU."""
+    torch.set_flush_denormal(True)
+
+
+def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
+    """Return the dtype of the matrix products for a recipe's "auto", "float32" or "bfloat16".
+
+    "auto" asks what the processor is, not how fast it happens to be today, so that a resumed run decides alike:
+    bfloat16 on GPUs that have it and on CPUs with matrix tiles (AMX); float32 elsewhere, where the conversions eat up
+    what AVX-512's bfloat16 products gain.
+    """
+    if wanted != "auto":
+        return torch.float32 if wanted == "float32" else torch.bfloat16
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
+    """Measure the floating-point operations per second of a large matrix product, the best of several.
+
+    By the same road as the models' own products.
+    """
+    size = 8192 if device.type == "cuda" else 1024
+    left = torch.ones(size, size, device=device, dtype=dtype)
+    best, end = 0.0, time.perf_counter() + seconds
+    for attempt in range(1000):
+        start = time.perf_counter()
+        linear(left, left)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if attempt:  # the first one sets the library up
+            best = max(best, 2 * size**3 / (time.perf_counter() - start))
+        if attempt > 2 and time.perf_counter() > end:
+            break
+    return best
+
+
+def matrix_parameters(model: nn.Module) -> int:
+    """Count the parameters that every token is multiplied by: all matrices but embeddings that are only looked up."""
+    tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+    lookups = {id(table) for table in tables}
+    count = sum(p.numel() for p in model.parameters() if p.dim() >= 2 and id(p) not in lookups)
+    output = getattr(model, "output_weight", None)
+    if isinstance(output, Tensor) and any(_same_storage(output, table) for table in tables):
+        count += output.numel()  # tied: looked up and multiplied by
+    return count
+
+
+def training_flops_per_token(model: nn.Module, length: int) -> float:
+    """Estimate the floating-point operations of forward and backward pass per token of sequences of `length`.
+
+    6 for each parameter that a token meets, and 6 * layers * hidden * length for the attention, of which a causal mask
+    leaves one half of PaLM's 12 (Chowdhery et al. 2022, appendix B). Recomputed activations do not count.
+    """
+    config = getattr(model, "config", None)
+    attention = 6 * getattr(config, "layers", 0) * getattr(config, "hidden", 0) * length
+    return 6.0 * matrix_parameters(model) + attention
+
+
+def _same_storage(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()

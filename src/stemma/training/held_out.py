@@ -1,0 +1,89 @@
+"""Held-out evaluation: loss, perplexity and bits per byte of the raw text."""
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import nn
+
+from stemma.data.tokenized_corpus import TokenizedSplit
+from stemma.training.distributed import Workers, release
+from stemma.training.objective import Batch, HeldOut
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of scoring held-out text.
+
+    Args:
+        loss: mean negative log-likelihood of a target, in nats. perplexity: its exponential.
+        bits_per_byte: total negative log-likelihood in bits per UTF-8 byte of the raw text, which unlike the others
+            can be compared between tokenizers; None where the objective is no likelihood of the text.
+        targets: number of tokens scored.
+    """
+
+    loss: float
+    perplexity: float
+    bits_per_byte: float | None
+    targets: int
+
+
+@torch.no_grad()
+def evaluate(
+    loss_module: nn.Module, held_out: HeldOut, workers: Workers, precision: AbstractContextManager[None]
+) -> Evaluation:
+    """Score held-out text with the model in evaluation mode; the workers share the batches.
+
+    Args:
+        loss_module: what `LossModule` makes of model and objective. precision: entered around the whole pass.
+    """
+    loss_module.eval()
+    sums = {"nll": 0.0, "targets": 0.0}
+    with precision:
+        for batch, counted in _share(held_out.batches(), workers):
+            _, metrics = loss_module({name: tensor.to(workers.device) for name, tensor in batch.items()})
+            if counted:
+                sums = {name: sums[name] + float(metrics[name]) for name in sums}
+    release(loss_module)
+    loss_module.train()
+    sums = workers.sum(sums)
+    loss = sums["nll"] / max(sums["targets"], 1)
+    bits = None if not held_out.bytes else sums["nll"] / (math.log(2) * held_out.bytes)
+    return Evaluation(loss, math.exp(min(loss, 700.0)), bits, int(sums["targets"]))
+
+
+class SampledDocuments:
+    """About `tokens` tokens of a split, as documents spread evenly over it; what `scoring_windows` needs of a split.
+
+    A document longer than that is cut, and its bytes counted in proportion.
+    """
+
+    def __init__(self, split: TokenizedSplit, tokens: int) -> None:
+        share = min(tokens / max(len(split.tokens), 1), 1.0)
+        reached = np.floor(np.arange(split.documents + 1) * share)
+        self.tokens, self._split, self._most = split.tokens, split, tokens
+        self._chosen = np.flatnonzero(np.diff(reached)) if share < 1 else np.arange(split.documents)
+        if len(self._chosen) == 0:
+            self._chosen = np.arange(min(split.documents, 1))
+        sizes = np.diff(np.asarray(split.document_starts), append=len(split.tokens))[self._chosen]
+        kept = np.minimum(sizes, tokens) / sizes
+        self.documents = len(self._chosen)
+        self.bytes = round(float((split.document_bytes[self._chosen] * kept).sum()))
+
+    def bounds(self, index: int) -> tuple[int, int]:
+        """Return where a chosen document's tokens begin, with its separator, and end."""
+        start, end = self._split.bounds(int(self._chosen[index]))
+        return start, min(end, start + self._most)
+
+
+def _share(batches: Iterator[Batch], workers: Workers) -> Iterator[tuple[Batch, bool]]:
+    """Deal the batches out. All workers get equally many, as sharded models need; some do not count."""
+    while dealt := list(islice(batches, workers.world)):
+        if workers.rank < len(dealt):
+            yield dealt[workers.rank], True
+        else:
+            yield dealt[0], False

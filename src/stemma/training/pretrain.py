@@ -1,0 +1,237 @@
+"""From a recipe to a trained model: tokenizer, corpus, model, trainer."""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from stemma import families
+from stemma.data.content_hashes import digest
+from stemma.data.corpora import CorpusSource, open_corpus, training_texts
+from stemma.data.packing import PackedSequences
+from stemma.data.shards import prepare
+from stemma.data.tokenized_corpus import TokenizedCorpus
+from stemma.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
+from stemma.errors import InputError
+from stemma.files import cache_directory, write_whole
+from stemma.training.architecture import build_config, build_objective
+from stemma.training.batches import Plan, derived_seed
+from stemma.training.distributed import Workers, start_workers
+from stemma.training.hardware import prepare_processor, training_flops_per_token
+from stemma.training.held_out import SampledDocuments
+from stemma.training.objective import Display, HeldOut
+from stemma.training.progress import Silent, quantity
+from stemma.training.recipe import Recipe
+from stemma.training.run_directory import claim, locked
+from stemma.training.saving import STATES
+from stemma.training.state import newest_state, require_space
+from stemma.training.trainer import Outcome, Task, Trainer
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything of a run but the running: what `--dry-run` looks at."""
+
+    recipe: Recipe
+    tokenizer: Tokenizer
+    corpus: TokenizedCorpus
+    task: Task
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Numbers to know before the start; floating-point operations by the estimate of hardware.py."""
+        model, task, plan = self.task.model, self.task, _plan(self.recipe)
+        tokens = plan.first(task.steps) * task.length
+        return {
+            "documents": self.corpus.train.documents,
+            "corpus_tokens": len(self.corpus.train.tokens),
+            "held_out_documents": self.corpus.held_out.documents,
+            "held_out_tokens": len(self.corpus.held_out.tokens),
+            "vocabulary": self.tokenizer.vocabulary,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "steps": task.steps,
+            "tokens_per_step": self.recipe.training.batch * task.length,
+            "tokens": tokens,
+            "epochs": plan.first(task.steps) / len(task.sequences),
+            "flops": tokens * training_flops_per_token(model, task.length),
+        }
+
+
+def pretrain(
+    recipe: Recipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    display: Display | None = None,
+    cache: Path | None = None,
+) -> Outcome:
+    """Train the recipe's model into the directory `out`, or go on where an earlier run of it stopped there.
+
+    Under torchrun the workers share the training; the first one writes.
+
+    Args:
+        resume: there must be a run to go on with. overwrite: delete an earlier run of whatever recipe first.
+        cache: where tokenizers and tokenised corpora are kept, default `cache_directory()`.
+    Raises:
+        InputError: a directory that holds something else, data that cannot be read or is too small, too little room.
+        Diverged: the loss was not finite several updates in a row.
+        OSError: the last checkpoint could not be written.
+    """
+    prepare_processor()
+    with ExitStack() as stack:
+        workers = stack.enter_context(start_workers(recipe.execution.device))
+        shown = display if display is not None and workers.main else Silent()
+        if workers.main:
+            stack.enter_context(locked(out))
+            claim(out, recipe, resume=resume, overwrite=overwrite, say=shown.say)
+        workers.barrier()
+        saved, _ = newest_state(out / STATES)
+        prepared = prepare_run(recipe, workers=workers, display=shown, cache=cache)
+        for line in summary_lines(prepared):
+            shown.say(line)
+        trainer = Trainer(
+            prepared.task,
+            recipe,
+            out,
+            publish=publisher(prepared.task.model, prepared.tokenizer),
+            workers=workers,
+            display=shown,
+            saved=saved,
+        )
+        if workers.main:
+            require_space(out, needed_bytes(prepared.task.model, recipe) - bytes_in(out))
+        if saved is not None:
+            shown.say(f"resuming   from step {saved.step:,}")
+        return trainer.run()
+
+
+def prepare_run(
+    recipe: Recipe, *, workers: Workers | None = None, display: Display | None = None, cache: Path | None = None
+) -> Prepared:
+    """Build all that a recipe speaks of; what takes long is kept in the cache.
+
+    Raises:
+        InputError: see `pretrain`.
+    """
+    workers, display, cache = workers or Workers(), display or Silent(), cache or cache_directory()
+    branch = families.family(recipe.family)
+    source = _source(recipe)
+    with workers.main_first(), display.preparing() as report:
+        tokenizer = find_tokenizer(recipe, source, cache, report)
+        corpus = prepare(source, tokenizer, cache, report)
+    config = build_config(branch, recipe.model, tokenizer)
+    length = recipe.training.length or config.context
+    if length > getattr(config, "context", length):
+        raise InputError(f"training.length: {length} tokens, more than the model's context of {config.context}")
+    torch.manual_seed(derived_seed(recipe.seed))
+    model = branch.model(config)
+    objective = build_objective(branch, recipe.objective, tokenizer)
+    sequences = PackedSequences(corpus.train, length, recipe.seed)
+    training = recipe.training
+    steps = training.steps or _plan(recipe).steps_for((training.epochs or 0) * len(sequences))
+    task = Task(
+        model,
+        objective,
+        sequences,
+        length=length,
+        steps=steps,
+        held_out=_held_out(recipe, objective, corpus, length),
+        fingerprints={"data": sequences.fingerprint, "tokenizer": tokenizer.fingerprint},
+    )
+    return Prepared(recipe, tokenizer, corpus, task)
+
+
+def find_tokenizer(
+    recipe: Recipe, source: CorpusSource, cache: Path, report: Callable[[str, int, int], None]
+) -> Tokenizer:
+    """Load the recipe's tokenizer, or train it on the training split, once for each corpus and setting.
+
+    Raises:
+        InputError: no such tokenizer, or a corpus that cannot be read.
+    """
+    wanted = recipe.tokenizer
+    if wanted.path is not None:
+        return load_tokenizer(wanted.path)
+    content = open_corpus(source, cache).fingerprint(cache, lambda read: None)
+    key = digest([content, str(source.held_out), wanted.kind, str(wanted.vocabulary)])
+    folder = cache / "tokenizers" / key
+    if not (folder / "tokenizer.json").is_file():
+        report("training the tokenizer", 0, 0)
+        tokenizer = train_tokenizer(training_texts(source, cache), wanted.kind, wanted.vocabulary)
+        try:
+            with write_whole(folder) as temporary:
+                tokenizer.save(temporary)
+        except OSError:
+            if not (folder / "tokenizer.json").is_file():  # unless another process was faster
+                raise
+    return load_tokenizer(folder)
+
+
+def publisher(model: nn.Module, tokenizer: Tokenizer) -> Callable[[Mapping[str, Tensor], Path], None]:
+    """Return what writes weights of `model`'s shape as a checkpoint directory.
+
+    The weights may be averages or gathered from several workers; they are put into a shell of the model for it.
+    """
+    kind, config = type(model), model.config
+
+    def publish(weights: Mapping[str, Tensor], directory: Path) -> None:
+        with torch.device("meta"):
+            shell = kind(config)
+        shell.load_state_dict(dict(weights), assign=True)
+        try:
+            families.save(shell, tokenizer, directory)
+        except SafetensorError as error:
+            raise OSError(f"{directory}: {error}") from error
+
+    return publish
+
+
+def needed_bytes(model: nn.Module, recipe: Recipe) -> int:
+    """Estimate what the checkpoints of a run take on disk, the one being written included."""
+    weights = sum(parameter.numel() * 4 for parameter in model.parameters())
+    state = weights * (3 if recipe.training.ema is None else 4)
+    published = 3 * weights  # the last, the best, and one being written
+    return state * (recipe.output.keep + 1) + published
+
+
+def bytes_in(folder: Path) -> int:
+    """Return the size of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def summary_lines(prepared: Prepared) -> list[str]:
+    """Say in a few lines what is about to be trained on what."""
+    numbers = prepared.summary
+    recipe = prepared.recipe
+    return [
+        f"corpus     {recipe.data.source}: {prepared.corpus.summary}",
+        f"tokenizer  {recipe.tokenizer.path or recipe.tokenizer.kind}, {numbers['vocabulary']:,} tokens",
+        f"model      {recipe.family}, {numbers['parameters']:,} parameters",
+        f"training   {numbers['steps']:,} steps of {numbers['tokens_per_step']:,} tokens = "
+        f"{quantity(numbers['tokens'])} tokens, {numbers['epochs']:.2f} epochs, about {numbers['flops']:.2e} FLOPs",
+    ]
+
+
+def _source(recipe: Recipe) -> CorpusSource:
+    data = recipe.data
+    return CorpusSource(data.source, data.field, data.documents, data.held_out, data.format)
+
+
+def _plan(recipe: Recipe) -> Plan:
+    return Plan(recipe.training.batch, recipe.training.ramp)
+
+
+def _held_out(recipe: Recipe, objective: Any, corpus: TokenizedCorpus, length: int) -> HeldOut | None:
+    split = corpus.held_out
+    if not split.documents:
+        return None
+    wanted = recipe.evaluation.tokens
+    documents = split if wanted is None or wanted >= len(split.tokens) else SampledDocuments(split, wanted)
+    rows = recipe.execution.micro_batch or min(recipe.training.batch, 64)
+    return HeldOut(lambda: objective.held_out(documents, length, rows), documents.bytes)

@@ -1,0 +1,104 @@
+"""The directory of a run: whose it is, whether it may be gone on with, and that only one process writes to it."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from stemma.errors import InputError
+from stemma.training.metrics import METRICS
+from stemma.training.recipe import DECISIVE, ROUNDING, Recipe, differences, load_recipe, write_recipe
+from stemma.training.saving import BEST, STATES
+from stemma.training.state import SavedState, newest_state, remove_leftovers, remove_state
+
+RECIPE, LOCK = "recipe.yaml", ".lock"
+# What --overwrite removes: everything that a run writes, and nothing else.
+WRITTEN = (
+    (STATES, BEST, "tensorboard", METRICS, RECIPE, "config.json", "generation_config.json")
+    + ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+    + ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
+)
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Keep other processes from writing to `directory`; a killed process keeps nobody.
+
+    Raises:
+        InputError: another process is at it, or the directory cannot be made or written to.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = open(directory / LOCK, "w")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be written to ({error.strerror})") from error
+    with file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass  # Windows: no lock, no harm with one process
+        except OSError as error:
+            raise InputError(f"{directory}: another process is training in this directory") from error
+        yield
+
+
+def claim(
+    directory: Path,
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda message: None,
+) -> SavedState | None:
+    """Make `directory` the recipe's: begin, or find the checkpoint to go on from.
+
+    Args:
+        resume: there must be something to go on from. overwrite: begin anew, deleting what an earlier run wrote.
+    Raises:
+        InputError: the directory holds another run or something else, or there is nothing to resume.
+    """
+    started = (directory / RECIPE).is_file()
+    if overwrite and started:
+        _remove_run(directory)
+        started = False
+    if not started:
+        if resume:
+            raise InputError(f"{directory}: no {RECIPE}, so there is no run to resume")
+        foreign = [path.name for path in directory.iterdir() if path.name != LOCK and not path.name.endswith(".tmp")]
+        if foreign:
+            raise InputError(f"{directory}: holds '{foreign[0]}' but no {RECIPE}; expected a new or empty directory")
+        write_recipe(recipe, directory / RECIPE)
+        return None
+    _require_same_recipe(directory, recipe, say)
+    for folder in (directory, directory / STATES, directory / BEST):
+        remove_leftovers(folder)
+    saved, damaged = newest_state(directory / STATES)
+    for path in damaged:
+        say(f"{path}: incomplete or damaged, passed over and removed")
+        remove_state(path)
+    write_recipe(recipe, directory / RECIPE)  # what may differ is from now on as asked for
+    return saved
+
+
+def _require_same_recipe(directory: Path, recipe: Recipe, say: Callable[[str], None]) -> None:
+    before = load_recipe(directory / RECIPE)
+    changed = differences(recipe, before, DECISIVE)
+    if changed:
+        raise InputError(
+            f"{directory}: holds a run of another recipe (here, there): {'; '.join(changed)}. "
+            "Give another --out, or --overwrite to delete that run"
+        )
+    rounding = differences(recipe, before, ROUNDING)
+    if rounding:
+        say(f"going on with a changed execution, equal only up to rounding (here, there): {'; '.join(rounding)}")
+
+
+def _remove_run(directory: Path) -> None:
+    # The recipe goes last: until then the directory counts as a run that may be overwritten.
+    for pattern in sorted(WRITTEN, key=lambda name: name == RECIPE):
+        for path in directory.glob(pattern):
+            with suppress(FileNotFoundError):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    remove_leftovers(directory)

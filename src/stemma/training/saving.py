@@ -1,0 +1,75 @@
+"""Writing checkpoints and published weights during a run: the main worker writes, all of them gather."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stemma.errors import InputError
+from stemma.training.averaging import WeightAverage
+from stemma.training.distributed import Workers, full_tensor
+from stemma.training.state import prune_states, save_state, training_tensors
+
+Publish = Callable[[Mapping[str, Tensor], Path], None]
+STATES, BEST = "training_state", "best"
+
+
+class Saver:
+    """Writes into a run's directory.
+
+    Args:
+        publish: writes the given weights, by parameter name, as a checkpoint directory; called on the main worker.
+        keep: how many checkpoints stay on disk. say: shows a line to the user.
+    """
+
+    def __init__(
+        self, directory: Path, publish: Publish, workers: Workers, *, keep: int, say: Callable[[str], None]
+    ) -> None:
+        self.directory, self._publish, self.workers, self.keep, self.say = directory, publish, workers, keep, say
+
+    def write_state(
+        self,
+        step: int,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        average: WeightAverage | None,
+        record: Mapping[str, Any],
+    ) -> None:
+        """Write a checkpoint, then delete those beyond the limit.
+
+        Raises:
+            OSError: it could not be written; the earlier ones are untouched.
+        """
+        tensors = {}
+        for name, tensor in training_tensors(model, optimizer, average.tensors if average else {}):
+            if self.workers.main:
+                tensors[name] = tensor.detach().cpu().contiguous()
+        if self.workers.main:
+            save_state(self.directory / STATES, step, tensors, record)
+            prune_states(self.directory / STATES, self.keep)
+
+    def publish(self, model: nn.Module, average: WeightAverage | None, *, best: bool = False) -> None:
+        """Write the weights (their average, if there is one) as a checkpoint directory.
+
+        Raises:
+            OSError: they could not be written; the earlier ones are untouched.
+        """
+        weights = average.tensors if average else dict(model.named_parameters())
+        whole = {}
+        for name, tensor in weights.items():
+            gathered = full_tensor(tensor.detach())
+            if self.workers.main:
+                whole[name] = gathered
+        if self.workers.main:
+            self._publish(whole, self.directory / BEST if best else self.directory)
+
+    def attempt(self, write: Callable[[], None], what: str) -> bool:
+        """Write something that a run can go on without; say so if it fails."""
+        try:
+            write()
+        except (OSError, InputError) as error:
+            self.say(f"could not write {what}, going on without: {error}")
+            return False
+        return True

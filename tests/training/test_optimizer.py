@@ -1,0 +1,47 @@
+"""AdamW: which parameters are decayed, and the update against the formula of Loshchilov and Hutter."""
+
+import torch
+from torch import nn
+
+from stemma.training.optimizer import adamw, decay_groups
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(5, 4)
+        self.norm = nn.LayerNorm(4)
+        self.output = nn.Linear(4, 5)
+        self.output.weight = self.embedding.weight
+        self.frozen = nn.Parameter(torch.ones(2, 2), requires_grad=False)
+
+
+def test_only_matrices_are_decayed_and_a_tied_weight_counts_once():
+    model = Tied()
+    decayed, plain = decay_groups(model)
+    assert [tuple(p.shape) for p in decayed] == [(5, 4)]
+    assert sorted(tuple(p.shape) for p in plain) == [(4,), (4,), (5,)]
+    optimizer = adamw(model, learning_rate=0.1, weight_decay=0.3)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
+    assert all(group["fused"] for group in optimizer.param_groups)
+
+
+def test_two_updates_equal_the_formula():
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    start = {name: p.detach().clone().double() for name, p in model.named_parameters()}
+    optimizer = adamw(model, learning_rate=0.01, betas=(0.8, 0.9), epsilon=1e-6, weight_decay=0.5)
+    moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in start.items()}
+    for step in (1, 2):
+        for name, p in model.named_parameters():
+            p.grad = torch.randn_like(p)
+            first, second = moments[name]
+            gradient = p.grad.double()
+            first = 0.8 * first + 0.2 * gradient
+            second = 0.9 * second + 0.1 * gradient**2
+            moments[name] = first, second
+            start[name] = start[name] * (1 - 0.01 * (0.5 if p.dim() == 2 else 0.0))
+            start[name] -= 0.01 * (first / (1 - 0.8**step)) / ((second / (1 - 0.9**step)).sqrt() + 1e-6)
+        optimizer.step()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.detach().double(), start[name], rtol=0, atol=1e-6)
