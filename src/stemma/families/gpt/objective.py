@@ -48,7 +48,7 @@ class Causal:
 
     def loss(
         self, model: GPT, batch: Mapping[str, Tensor], totals: Mapping[str, int] | None = None
-    ) -> tuple[Tensor, dict[str, Tensor | int]]:
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean negative log-likelihood in nats, and sums to report.
 
         Args:
@@ -56,13 +56,12 @@ class Causal:
             totals: what `counts` gives for the whole step, over its micro-batches and workers; the loss is then this
                 batch's share of the step's mean. Default: the batch is the step.
         """
-        counts = self.counts(batch)
-        divisor = max((totals or counts)["targets"], 1)
+        divisor = max((totals or self.counts(batch))["targets"], 1)
         mask = Mask(causal=True, document_ids=batch.get("document_ids"))
         hidden = model.hidden(batch["tokens"], mask=mask)
         targets = batch["targets"].flatten()
         loss = linear_cross_entropy(hidden.flatten(0, 1), model.output_weight, targets, divisor=divisor)
-        return loss, {"nll": loss.detach() * divisor, "targets": counts["targets"]}
+        return loss, {"nll": loss.detach() * divisor, "targets": (targets != IGNORED).sum()}
 
     def held_out(self, split: "TokenizedSplit", length: int, batch_size: int) -> Iterator[dict[str, Tensor]]:
         """Yield batches that score every token of the split's documents once, however training packs them."""

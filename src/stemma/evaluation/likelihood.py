@@ -1,0 +1,44 @@
+"""How well a language model predicts a text: loss, perplexity and bits per byte, however training packed its text."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from stemma import families
+from stemma.data.corpora import CorpusSource
+from stemma.data.shards import Progress, prepare
+from stemma.data.tokenizers import Tokenizer
+from stemma.training.distributed import Workers
+from stemma.training.held_out import Evaluation, evaluate
+from stemma.training.objective import HeldOut, LossModule
+
+
+def score_text(
+    model: Any,
+    tokenizer: Tokenizer,
+    source: CorpusSource,
+    *,
+    length: int | None = None,
+    batch_size: int = 8,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Score every token of a corpus once, each document by itself.
+
+    Args:
+        model: in eval mode; left in it. source: its `held_out` is ignored, all of it is scored.
+        length: tokens per window, default the model's context. batch_size: windows at once.
+    Raises:
+        InputError: the corpus cannot be read or is empty, `length` exceeds the context.
+    """
+    corpus = prepare(replace(source, held_out=0.0), tokenizer, cache, progress)
+    branch = families.family_of(model)
+    objective = branch.objectives["causal"](separator=tokenizer.separator)
+    split, length = corpus.train, length or model.config.context
+    held_out = HeldOut(lambda: objective.held_out(split, length, batch_size), split.bytes)
+    device = next(model.parameters()).device
+    try:
+        return evaluate(LossModule(model, objective), held_out, Workers(device=device), nullcontext())
+    finally:
+        model.eval()

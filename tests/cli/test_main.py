@@ -1,0 +1,85 @@
+"""The frame of the command: grouped help, unknown verbs, exit codes; through the real entry point."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from stemma.cli import VERBS
+
+
+def stemma(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from stemma.cli import main; main()", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "120", **environment},
+        timeout=120,
+    )
+
+
+def test_help_shows_every_verb_in_its_panel():
+    result = stemma("--help")
+    assert result.returncode == 0
+    lines = result.stdout.splitlines()
+    panels = [number for number, line in enumerate(lines) if line.startswith("╭─")]
+    for verb, (_, _, panel) in VERBS.items():
+        line = next(number for number, text in enumerate(lines) if text.startswith(f"│ {verb} "))
+        assert panel in lines[max(number for number in panels if number < line)]
+
+
+def test_no_argument_is_help():
+    assert "Usage" in stemma().stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (("pretain",), "no verb 'pretain' (did you mean 'pretrain'?)"),
+        (("xyzzy",), "no verb 'xyzzy' (the verbs are: "),
+        (("tokenizer", "trian"), "no verb 'trian' (did you mean 'train'?)"),
+        (("generate", "no-such-model", "--prompt", "x"), "no-such-model"),
+        (("pretrain", "gpt/tinny"), "(did you mean 'gpt/tiny'?)"),
+        (("pretrain", "gpt/tiny", "training.setps=3"), "(did you mean 'training.steps'?)"),
+        (("evaluate", "no-such-model"), "no-such-model"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(arguments, expected, tmp_path):
+    result = stemma(*arguments, STEMMA_CACHE=str(tmp_path), HF_HUB_OFFLINE="1")
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ") and len(result.stderr.splitlines()) == 1
+    assert expected in result.stderr
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS])
+def test_every_verb_has_help_with_an_example(verb):
+    commands = {"tokenizer": [("tokenizer", "train"), ("tokenizer", "inspect")]}.get(verb, [(verb,)])
+    for command in commands:
+        result = stemma(*command, "--help")
+        assert result.returncode == 0 and "Example" in result.stdout
+
+
+def test_help_does_not_import_the_heavy_libraries():
+    code = "import sys; sys.argv = ['stemma', '--help']\nfrom stemma.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    code += "print([name for name in ('torch', 'tokenizers', 'datasets', 'numpy') if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_version():
+    from stemma import __version__
+
+    assert stemma("--version").stdout.strip() == f"stemma {__version__}"
+
+
+def test_a_reader_that_leaves_early_gets_no_traceback():
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from stemma.cli import main; main()", "--help"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdout.close()
+    assert b"Traceback" not in process.stderr.read()
+    process.wait(timeout=60)
