@@ -90,7 +90,7 @@ class DenseCache:
     def _mask(self, length: int, window: int | None) -> Mask | None:
         first, stop = self._first(length, window), self.end + length
         padding = None
-        if first < max(self.starts):
+        if self._start_column is not None and first < max(self.starts):
             padding = self._slots[first:stop] >= self._start_column  # [rows, keys]
         if length == 1:
             return None if padding is None else Mask(key_padding=padding)
@@ -112,12 +112,14 @@ class DenseCache:
         self.end += length
         self._masks.clear()
 
-    def spread(self, copies: int) -> None:
-        """Copy every row whose number is a multiple of `copies` to the rows that follow it."""
-        for source in range(0, self.rows, copies):
+    def spread(self, copies: Sequence[int]) -> None:
+        """Copy the prompt of each group of `copies` rows from its first row to the others."""
+        source = 0
+        for count in copies:
             used = slice(self.starts[source], self.end)
             for buffer in (self.keys, self.values):
-                buffer[:, source + 1 : source + copies, :, used] = buffer[:, source : source + 1, :, used]
+                buffer[:, source + 1 : source + count, :, used] = buffer[:, source : source + 1, :, used]
+            source += count
 
     def keep(self, order: Sequence[int]) -> None:
         """Make row order[i] row i and drop the rows not named; only rows that change place are copied.
@@ -188,7 +190,7 @@ class PackedPrompts:
         if window not in self._masks:
             # Naming the queries' places keeps CUDA from compiling a block mask anew for every length of prompt.
             plain = window is None and self._document_ids is None
-            queries = None if plain else self._order
+            queries = None if plain or self._order.device.type == "cpu" else self._order
             mask = Mask(causal=True, window=window, document_ids=self._document_ids, query_positions=queries)
             self._masks[window] = mask
         return self._masks[window]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stemma.errors import InputError
 
-_NUCLEUS_GUESS = 256  # top-p first looks at so many tokens; a full sort of a large vocabulary costs a hundred times more
+_NUCLEUS_GUESS = 256  # tokens that top-p looks at first; sorting a large vocabulary costs a hundred times more
 
 
 @dataclass(frozen=True)
