@@ -14,12 +14,14 @@ from typing import Protocol
 from stemma.data.byte_streams import CHUNK, Count
 from stemma.data.content_hashes import content_hashes, digest, stamps
 from stemma.data.documents import SPLITTERS, Piece
-from stemma.data.splits import divide, plan_split
 from stemma.data.hub_datasets import PREFIX, open_hub_corpus
 from stemma.data.python_corpus import python_files, read_python
 from stemma.data.readers import FORMATS, format_of, read
+from stemma.data.splits import divide, plan_split
 from stemma.errors import InputError, closest
 from stemma.files import cache_directory, write_whole
+
+OTHER_ARCHIVES = {".bz2", ".xz", ".lz4", ".zip", ".7z", ".tgz"}
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,8 @@ def find_files(what: str) -> list[Path]:
     path = Path(what).expanduser()
     if path.is_dir():
         return _files_in(path)
+    if path.suffix in OTHER_ARCHIVES or ".tar" in path.suffixes:
+        raise InputError(f"{what}: an archive of a kind that is not read; expected plain files, or .gz or .zst")
     if path.exists():
         return [path]
     if glob.has_magic(what):

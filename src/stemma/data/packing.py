@@ -10,6 +10,9 @@ from stemma.data.tokenized_corpus import TokenizedSplit
 from stemma.errors import InputError
 
 IGNORED = -100  # the target where nothing is scored
+# Rows of scoring windows kept back for more to fit in: with paragraphs of some 200 tokens in rows of 1,024 and batches
+# of 8 that leaves 1 % of padding instead of 11 %.
+OPEN_ROWS = 64
 
 
 class PackedSequences:
@@ -79,14 +82,15 @@ def scoring_windows(
             # Best fit: the row where the least room is left over.
             row = min((row for row in rows if row.room(length) >= size), key=lambda row: row.room(length), default=None)
             if row is None:
-                if len(rows) == batch_size:
-                    yield _batch(rows, length)
-                    rows = []
+                if len(rows) == batch_size + OPEN_ROWS:
+                    rows.sort(key=lambda row: row.room(length))
+                    yield _batch(rows[:batch_size], length)
+                    rows = rows[batch_size:]
                 row = _Row()
                 rows.append(row)
             row.add(*window)
-    if rows:
-        yield _batch(rows, length)
+    for start in range(0, len(rows), batch_size):
+        yield _batch(rows[start : start + batch_size], length)
 
 
 def _windows(split: TokenizedSplit, index: int, length: int, overlap: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

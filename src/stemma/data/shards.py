@@ -69,7 +69,7 @@ def prepare(
     hashing = _Meter(report, "hashing", sum(corpus.size for corpus in corpora))
     contents = [corpus.fingerprint(cache, hashing) for corpus in corpora]
     fraction = "separate" if isinstance(source.held_out, str) else repr(float(source.held_out))
-    key = digest([str(VERSION), str(block_bytes), tokenizer.fingerprint, fraction, *contents])
+    key = digest([str(VERSION), str(block_bytes), tokenizer.fingerprint, str(tokenizer.separator), fraction, *contents])
     directory = cache / "corpora" / key
     found = load_corpus(directory)
     if found is not None:
@@ -161,9 +161,7 @@ def _write_block(
     typecode = "H" if _dtype(tokenizer) == "<u2" else "I"
     parts = {name: _BlockSplit(before[name], array(typecode)) for name in SPLITS}
     for batch in _batches(block):
-        encoded = tokenizer.encode_batch([item.piece.text for item in batch])
-        for item, tokens in zip(batch, encoded, strict=True):
-            parts[SPLITS[item.held_out]].add(item, tokens, tokenizer.separator)
+        _encode(batch, tokenizer, parts)
     counts = {name: part.counts for name, part in parts.items()}
     with _cache_errors(folder), write_whole(folder) as temporary:
         temporary.mkdir()
@@ -173,6 +171,13 @@ def _write_block(
             np.asarray(part.byte_starts).astype("<i8", copy=False).tofile(temporary / f"{name}.bytes")
         _write_json(temporary / "block.json", {name: part._asdict() for name, part in counts.items()})
     return counts
+
+
+def _encode(batch: list[Sized], tokenizer: Encoder, parts: dict[str, "_BlockSplit"]) -> None:
+    """On its own, so that the lists of tokens of one batch are gone before the next are made."""
+    encoded = tokenizer.encode_batch([item.piece.text for item in batch])
+    for item, tokens in zip(batch, encoded, strict=True):
+        parts[SPLITS[item.held_out]].add(item, tokens, tokenizer.separator)
 
 
 @dataclass
@@ -221,7 +226,8 @@ def _check(source: CorpusSource, corpora: list[Corpus], totals: dict[str, Counts
         for corpus in corpora:
             corpus.check_unchanged()
     except InputError:
-        shutil.rmtree(directory)  # the blocks are not those of the content in the key
+        for block in directory.glob("block-*"):  # they are not those of the content in the key
+            shutil.rmtree(block)
         raise
 
 
@@ -231,8 +237,8 @@ def _alone_in(directory: Path) -> Iterator[None]:
     with _cache_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
         lock = open(directory / "lock", "w")  # noqa: SIM115 (held open while the block runs)
-    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # given back by the system even if the process is killed
+    with lock:
         for leftover in directory.glob(".*.tmp"):
             if leftover.is_dir():
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -247,7 +253,7 @@ def _cache_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(
-            f"{path}: the cache cannot be written ({error.strerror}); STEMMA_CACHE names the folder to use"
+            f"{path}: the cache cannot be written ({error.strerror or error}); STEMMA_CACHE names the folder to use"
         ) from None
 
 
