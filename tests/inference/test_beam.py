@@ -19,9 +19,9 @@ def searched(model, prompts, *, beams, new_tokens, **options):
 @pytest.mark.parametrize("beams", [2, 4])
 def test_the_texts_and_scores_of_transformers(make_model, twin_of, beams, length_penalty, exhaustive):
     end, shorter = 5, 0
-    for seed in (1, 3, 9, 10):  # with these the two stopping rules give different texts
-        model = make_model(seed, vocabulary=6, scale=7.0)
-        prompts = torch.randint(0, 6, (3, 6), generator=torch.Generator().manual_seed(seed))
+    for seed in (4, 10, 15, 17):  # with these the two stopping rules give different texts
+        model = make_model(seed, vocabulary=10, scale=10.0)
+        prompts = torch.randint(0, 10, (3, 6), generator=torch.Generator().manual_seed(seed))
         ours = searched(
             model,
             prompts.tolist(),
@@ -54,13 +54,13 @@ def test_the_texts_and_scores_of_transformers(make_model, twin_of, beams, length
                 assert hypothesis.score == pytest.approx(theirs.sequences_scores[row].item(), abs=1e-4)
                 assert end in hypothesis.tokens or len(hypothesis.tokens) == 12
                 shorter += len(hypothesis.tokens) < 12
-    assert shorter > 0 or length_penalty == 2.0  # some texts ended before the limit, so the stopping rule was put to work
+    assert shorter > 0 or length_penalty == 2.0  # the stopping rule was put to work
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
 def test_with_all_texts_as_beams_the_search_is_exact(make_model, length_penalty):
     """5 tokens, at most 3 of them, the last one ends a text: 4^3 + 4^2 + 4 + 1 = 85 texts, enumerated."""
-    model, prompt, end = make_model(3, vocabulary=5, scale=6.0), [1, 3, 2, 0], 4
+    model, prompt, end = make_model(3, vocabulary=5), [1, 3, 2, 0], 4
     texts = [(end,)] + [
         (*body, last) for size in (1, 2) for body in itertools.product(range(4), repeat=size) for last in [end]
     ]
@@ -73,9 +73,9 @@ def test_with_all_texts_as_beams_the_search_is_exact(make_model, length_penalty)
             total = sum(log_probabilities[len(prompt) - 1 + i, token].item() for i, token in enumerate(text))
             scored.append((total / len(text) ** length_penalty, text))
     scored.sort(reverse=True)
-    found = searched(
-        model, [prompt], beams=85, new_tokens=3, end=end, length_penalty=length_penalty, exhaustive=True
-    )[0]
+    found = searched(model, [prompt], beams=85, new_tokens=3, end=end, length_penalty=length_penalty, exhaustive=True)[
+        0
+    ]
     assert [tuple(hypothesis.tokens) for hypothesis in found] == [text for _, text in scored]
     assert [hypothesis.score for hypothesis in found] == pytest.approx([score for score, _ in scored], abs=1e-4)
 
@@ -88,7 +88,7 @@ def test_log_probabilities_add_up_to_the_score(make_model):
 
 
 def test_prompts_of_unequal_length_and_limits_are_searched_as_if_alone(make_model):
-    model, prompts, limits = make_model(2, scale=4.0), [[5, 6, 7, 8, 9], [4], [30, 31]], [3, 10, 6]
+    model, prompts, limits = make_model(2), [[5, 6, 7, 8, 9], [4], [30, 31]], [3, 10, 6]
     decoder = Decoder(model, prompts, copies=[3, 3, 3], new_tokens=10)
     together = beam_search(decoder, beams=3, limits=limits, end=2)
     for prompt, limit, found in zip(prompts, limits, together, strict=True):

@@ -1,33 +1,24 @@
 """With the cache the model computes what it computes without: rows of all lengths, layers with and without a band."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
-from stemma.families.gpt.model import GPT, GPTConfig
+from stemma.families.gpt.model import GPT
 from stemma.inference.cache import DenseCache
 from stemma.inference.decoder import Decoder
 
-SMALL = GPTConfig(vocabulary=97, context=48, layers=2, hidden=32, heads=4)
 VARIANTS = {
-    "gpt1": replace(SMALL, norm="post", layers=3),
-    "gpt2": SMALL,
-    "gpt3": replace(SMALL, layers=4, attention_pattern=("dense", "banded"), band=5),
-    "banded": replace(SMALL, attention_pattern=("banded",), band=3, heads=2, tie_output=False),
-    "relu": replace(SMALL, activation="relu", hidden=48, heads=3, feed_forward=64),
+    "gpt1": {"norm": "post", "layers": 3},
+    "gpt2": {},
+    "gpt3": {"layers": 4, "attention_pattern": ("dense", "banded"), "band": 5},
+    "banded": {"attention_pattern": ("banded",), "band": 3, "heads": 2, "tie_output": False},
+    "relu": {"activation": "relu", "hidden": 48, "heads": 3, "feed_forward": 64},
 }
 
 
-def model_of(variant: str, seed: int = 0) -> GPT:
-    """A model whose weights are large enough for position and context to decide the logits."""
-    torch.manual_seed(seed)
-    model = GPT(VARIANTS[variant]).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(5)
-    return model
+@pytest.fixture
+def model_of(make_model):
+    return lambda variant: make_model(vocabulary=97, context=48, **VARIANTS[variant])
 
 
 def random_prompts(lengths, seed: int = 0) -> list[list[int]]:
@@ -43,31 +34,32 @@ def next_logits(model: GPT, text: list[int]) -> torch.Tensor:
 
 @pytest.mark.parametrize("lengths", [(7,), (6, 6, 6), (1, 12, 4, 9), (20, 1)])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_logits_with_the_cache_are_those_without(variant, lengths):
+def test_logits_with_the_cache_are_those_without(model_of, variant, lengths):
     model, prompts = model_of(variant), random_prompts(lengths)
     texts = [list(prompt) for prompt in prompts]
     decoder = Decoder(model, prompts, new_tokens=15)
     logits = decoder.read_prompts()
+    assert logits.std() > 1  # so that the tolerance below is small
     for token in torch.randint(0, 97, (14, len(texts)), generator=torch.Generator().manual_seed(1)):
         expected = torch.stack([next_logits(model, text) for text in texts])
-        assert torch.allclose(logits, expected, atol=2e-4), (logits - expected).abs().max()
+        assert torch.allclose(logits, expected, atol=1e-3), (logits - expected).abs().max()
         logits = decoder.step(token)
         for text, new in zip(texts, token.tolist(), strict=True):
             text.append(new)
 
 
-def test_prompts_in_several_pieces(monkeypatch):
+def test_prompts_in_several_pieces(model_of, monkeypatch):
     monkeypatch.setattr("stemma.inference.decoder.PIECE_TOKENS", 10)
     model, prompts = model_of("gpt3"), random_prompts((3, 9, 14, 2, 2, 2))
     assert list(Decoder(model, prompts, new_tokens=1)._pieces()) == [[0], [1], [2], [3, 4, 5]]
     logits = Decoder(model, prompts, new_tokens=1).read_prompts()
     expected = torch.stack([next_logits(model, prompt) for prompt in prompts])
-    assert torch.allclose(logits, expected, atol=2e-4)
+    assert torch.allclose(logits, expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("variant", ["gpt2", "gpt3"])
 @pytest.mark.parametrize("sizes", [(1, 4, 3), (6, 2), (8,)])
-def test_several_tokens_at_a_time_after_others(variant, sizes):
+def test_several_tokens_at_a_time_after_others(model_of, variant, sizes):
     """The cache itself, fed in chunks: rows of equal length, and rows that begin with prompts of unequal length."""
     model = model_of(variant)
     for starts in ((0, 0), (3, 6)):
@@ -82,7 +74,7 @@ def test_several_tokens_at_a_time_after_others(variant, sizes):
             logits = torch.cat([model(chunk, cache=cache) for chunk in chunked.split(sizes, dim=1)], dim=1)
             for row in range(2):
                 alone = model(torch.tensor([prompts[row] + chunked[row].tolist()]))[0, starts[row] :]
-                assert torch.allclose(logits[row], alone, atol=2e-4)
+                assert torch.allclose(logits[row], alone, atol=1e-3)
 
 
 def test_rows_of_equal_length_need_no_mask():
@@ -111,7 +103,7 @@ def test_update_writes_in_place_and_returns_views():
 
 
 @pytest.mark.parametrize("variant", ["gpt2", "gpt3"])
-def test_rows_that_leave_do_not_disturb_the_others(variant):
+def test_rows_that_leave_do_not_disturb_the_others(model_of, variant):
     model, prompts = model_of(variant), random_prompts((5, 11, 2, 8))
     decoder = Decoder(model, prompts, new_tokens=10)
     decoder.read_prompts()
@@ -123,13 +115,13 @@ def test_rows_that_leave_do_not_disturb_the_others(variant):
         logits = decoder.step(tokens)
         for text, token, row in zip(texts, tokens.tolist(), logits, strict=True):
             text.append(token)
-            assert torch.allclose(row, next_logits(model, text), atol=2e-4)
+            assert torch.allclose(row, next_logits(model, text), atol=1e-3)
     with pytest.raises(ValueError, match="row 0 cannot move up to 1"):
         decoder.keep([0, 0])
 
 
 @pytest.mark.parametrize("variant", ["gpt2", "gpt3"])
-def test_copies_of_a_prompt_and_their_reordering(variant):
+def test_copies_of_a_prompt_and_their_reordering(model_of, variant):
     """As beams do: three rows a prompt, then rows that take over another's text."""
     model, prompts = model_of(variant), random_prompts((4, 9))
     decoder = Decoder(model, prompts, copies=[3, 3], new_tokens=10)
@@ -143,7 +135,7 @@ def test_copies_of_a_prompt_and_their_reordering(variant):
         logits = decoder.step(tokens)
         for text, token, row in zip(texts, tokens.tolist(), logits, strict=True):
             text.append(token)
-            assert torch.allclose(row, next_logits(model, text), atol=2e-4)
+            assert torch.allclose(row, next_logits(model, text), atol=1e-3)
 
 
 def test_memory_is_what_the_docstring_says():
