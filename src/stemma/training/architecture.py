@@ -65,6 +65,15 @@ def expand_objective(family: Family, options: Mapping[str, Any], where: Where) -
     return {"name": name, **given}
 
 
+def adapt_tokenizer(family: Family, options: Mapping[str, Any], tokenizer: Tokenizer) -> Tokenizer:
+    """Return the tokenizer with the special tokens that the objective of an expanded recipe needs beside its own.
+
+    An objective that needs any has a `prepare_tokenizer(tokenizer, options)`.
+    """
+    prepare = getattr(family.objectives[options["name"]], "prepare_tokenizer", None)
+    return prepare(tokenizer, options) if prepare else tokenizer
+
+
 def build_config(family: Family, options: Mapping[str, Any], tokenizer: Tokenizer) -> Any:
     """Return the configuration of an expanded recipe for a tokenizer.
 

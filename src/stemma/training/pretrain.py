@@ -19,7 +19,7 @@ from stemma.data.tokenized_corpus import TokenizedCorpus
 from stemma.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from stemma.errors import InputError
 from stemma.files import cache_directory, write_whole
-from stemma.training.architecture import build_config, build_objective
+from stemma.training.architecture import adapt_tokenizer, build_config, build_objective
 from stemma.training.batches import Plan, derived_seed
 from stemma.training.distributed import Workers, start_workers
 from stemma.training.hardware import prepare_processor, training_flops_per_token
@@ -124,6 +124,7 @@ def prepare_run(
     source = _source(recipe)
     with workers.main_first(), display.preparing() as report:
         tokenizer = find_tokenizer(recipe, source, cache, report)
+        tokenizer = adapt_tokenizer(branch, recipe.objective, tokenizer)
         corpus = prepare(source, tokenizer, cache, report)
     config = build_config(branch, recipe.model, tokenizer)
     length = recipe.training.length or config.context
@@ -234,4 +235,6 @@ def _held_out(recipe: Recipe, objective: Any, corpus: TokenizedCorpus, length: i
     wanted = recipe.evaluation.tokens
     documents = split if wanted is None or wanted >= len(split.tokens) else SampledDocuments(split, wanted)
     rows = recipe.execution.micro_batch or min(recipe.training.batch, 64)
-    return HeldOut(lambda: objective.held_out(documents, length, rows), documents.bytes)
+    # A `likelihood` of False says that the loss is no likelihood of the text, so that bits per byte mean nothing.
+    text = documents.bytes if getattr(objective, "likelihood", True) else None
+    return HeldOut(lambda: objective.held_out(documents, length, rows), text)
