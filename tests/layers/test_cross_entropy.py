@@ -35,6 +35,22 @@ def test_value_and_gradients_over_several_chunks(monkeypatch, ignored, divisor):
     torch.testing.assert_close(ours[1], weight.grad, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("needed", [(True, True, True), (False, False, True), (True, True, False)])
+def test_a_bias(monkeypatch, needed):
+    monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", 64 * VOCABULARY)
+    hidden, weight, targets = problem(0.4)
+    bias = torch.randn(VOCABULARY, requires_grad=True)
+    inputs = [tensor for tensor, wanted in zip((hidden, weight, bias), needed, strict=True) if wanted]
+    for tensor, wanted in zip((hidden, weight, bias), needed, strict=True):
+        tensor.requires_grad_(wanted)
+    loss = linear_cross_entropy(hidden, weight, targets, bias=bias, divisor=77)
+    expected = F.cross_entropy(hidden @ weight.t() + bias, targets, reduction="sum") / 77
+    torch.testing.assert_close(loss, expected, atol=1e-6, rtol=1e-6)
+    gradients = zip(torch.autograd.grad(loss, inputs), torch.autograd.grad(expected, inputs), strict=True)
+    for ours, theirs in gradients:
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
 def test_all_targets_ignored_is_zero_with_zero_gradients():
     hidden, weight, targets = problem(1.1)
     loss = linear_cross_entropy(hidden, weight, targets)

@@ -57,7 +57,7 @@ def attention(
     if lowered.block is not None:
         return _flex_attention()(query, key, value, block_mask=lowered.block, scale=scale)
     if lowered.segments is not None:
-        return document_attention(query, key, value, lowered.segments, scale)
+        return document_attention(query, key, value, lowered.segments, scale, lowered.is_causal)
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=lowered.dense, dropout_p=dropout, is_causal=lowered.is_causal, scale=scale
     )

@@ -17,16 +17,18 @@ def linear_cross_entropy(
     weight: Tensor,
     targets: Tensor,
     *,
+    bias: Tensor | None = None,
     divisor: int | float | Tensor | None = None,
     ignore_index: int = -100,
 ) -> Tensor:
-    """Return the summed cross-entropy of `hidden @ weight.T` against `targets`, divided by `divisor`.
+    """Return the summed cross-entropy of `hidden @ weight.T + bias` against `targets`, divided by `divisor`.
 
     The logits exist a chunk of rows at a time; their gradient is formed in the same pass, so that forward and backward
     together hold one chunk, never [tokens, vocabulary]. A row whose target is ignored costs nothing on a CPU.
 
     Args:
         hidden: float [tokens, hidden]. weight: float [vocabulary, hidden]. targets: int64 [tokens].
+        bias: float [vocabulary] or None.
         divisor: what to divide the sum by, for instance the number of targets of the whole step over all
             micro-batches and workers; default: the number of targets here that are not ignored (at least 1).
     Returns:
@@ -41,28 +43,37 @@ def linear_cross_entropy(
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
     if not torch.is_grad_enabled():  # a Function's needs_input_grad does not know of no_grad
         hidden, weight = hidden.detach(), weight.detach()
-    return _LinearCrossEntropy.apply(hidden, weight, targets, divisor, ignore_index)
+        bias = None if bias is None else bias.detach()
+    return _LinearCrossEntropy.apply(hidden, weight, bias, targets, divisor, ignore_index)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, divisor: int | float | Tensor, ignore_index: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        divisor: int | float | Tensor,
+        ignore_index: int,
     ) -> Tensor:
-        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needs_bias else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         rows = max(64, CHUNK_ELEMENTS // weight.shape[0])
         for start in range(0, hidden.shape[0], rows):
             chunk, target = hidden[start : start + rows], targets[start : start + rows]
             kept = target != ignore_index
             index = target.where(kept, 0).unsqueeze(1)
-            log_probabilities = linear(chunk, weight).float().log_softmax(-1)  # [rows, vocabulary]
+            log_probabilities = linear(chunk, weight, bias).float().log_softmax(-1)  # [rows, vocabulary]
             total -= (log_probabilities.gather(1, index).squeeze(1) * kept).sum()
-            if not (needs_hidden or needs_weight):
+            if not (needs_hidden or needs_weight or needs_bias):
                 continue
             # d(loss) / d(logits) = (softmax - one-hot) / divisor
             grad_logits = log_probabilities.exp_()
@@ -75,16 +86,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     grad_weight.addmm_(grad_logits.t(), chunk)
                 else:
                     grad_weight += grad_logits.t() @ chunk
-        ctx.save_for_backward(grad_hidden, grad_weight)
+            if grad_bias is not None:
+                grad_bias += grad_logits.sum(0)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.weight_dtype = weight.dtype
         return total / divisor
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        grad_hidden, grad_weight = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
+        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
         if grad_hidden is not None:
             grad_hidden = grad_hidden * grad
         if grad_weight is not None:
             grad_weight = (grad_weight * grad).to(ctx.weight_dtype)
-        return grad_hidden, grad_weight, None, None, None
+        if grad_bias is not None:
+            grad_bias = (grad_bias * grad).to(ctx.weight_dtype)
+        return grad_hidden, grad_weight, grad_bias, None, None, None

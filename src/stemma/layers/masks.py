@@ -63,10 +63,10 @@ class Mask:
         if square and all(part is None for part in others):
             if self.document_ids is None:
                 return LoweredMask(is_causal=self.causal)
-            if self.causal and device.type == "cpu" and not dropout and not torch.compiler.is_compiling():
+            if device.type == "cpu" and not dropout and not torch.compiler.is_compiling():
                 segments = document_segments(self.document_ids)
                 if self.document_ids.numel() * keys >= LEAST_PAIRS * len(segments):
-                    return LoweredMask(segments=segments)
+                    return LoweredMask(segments=segments, is_causal=self.causal)
         if square and device.type == "cuda" and not dropout:
             return LoweredMask(block=self._block(query.shape[0], queries, window, device))
         return LoweredMask(dense=self._dense(query.shape[0], queries, keys, window, device))
@@ -107,7 +107,7 @@ class Mask:
 @dataclass(frozen=True)
 class LoweredMask:
     """One of: nothing, the kernel's causal flag, a dense bool [batch, 1, queries, keys], FlexAttention's block mask
-    (CUDA), or where each document stands in causal rows (CPU)."""
+    (CUDA), or where each document stands in the rows (CPU; the causal flag then holds inside each)."""
 
     is_causal: bool = False
     dense: Tensor | None = None
