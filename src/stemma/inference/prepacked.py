@@ -48,7 +48,7 @@ def prepacked(model: Any, rows: int, *, release: bool = False) -> Iterator[None]
     packing = _Packing(rows, release)
     try:
         packing.apply(model)
-        logger.info("decoding with prepacked weights: %.0f MB, %d products", packing.bytes / 1e6, packing.products)
+        logger.info("decoding with prepacked weights: %.1f MB, %d products", packing.bytes / 1e6, packing.products)
         yield
     finally:
         packing.undo()
@@ -123,7 +123,9 @@ class _Packing:
         weights: list[Tensor] = [linear.weight for linear in maps]
         biases = [linear.bias for linear in maps if linear.bias is not None]
         bias = torch.cat(biases) if biases else None
-        product = self._product(torch.cat(list(weights)) if len(weights) > 1 else weights[0], bias, activation, algorithm)
+        product = self._product(
+            torch.cat(list(weights)) if len(weights) > 1 else weights[0], bias, activation, algorithm
+        )
         if self.release:
             self._released.append((product.packed, weights, [len(weight) for weight in weights]))
             for weight in weights:

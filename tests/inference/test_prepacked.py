@@ -1,0 +1,115 @@
+"""Prepacked weights give the model's own results, and leave the model as it was."""
+
+import copy
+import logging
+
+import pytest
+import torch
+
+from stemma.inference.decoder import Decoder
+from stemma.inference.prepacked import prepacked
+
+VARIANTS = {
+    "gpt1": {"norm": "post"},
+    "gpt2": {},
+    "gpt3": {"attention_pattern": ("dense", "banded"), "band": 3},
+    "untied, padded, erf": {"tie_output": False, "vocabulary_multiple": 64, "vocabulary": 300, "activation": "gelu"},
+    "relu": {"activation": "relu"},
+}
+
+needs_onednn = pytest.mark.skipif(
+    not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")),
+    reason="this build of PyTorch has no oneDNN",
+)
+
+
+@needs_onednn
+@pytest.mark.parametrize("release", [False, True])
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_results_are_the_models_own(make_model, variant, rows, release):
+    model = make_model(**VARIANTS[variant])
+    before = copy.deepcopy(model.state_dict())
+    tokens = torch.randint(0, 300, (rows, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = model(tokens)
+        with prepacked(model, rows, release=release):
+            assert "logits" in vars(model)
+            packed = model(tokens)
+            with prepacked(model, rows):  # inside another one: nothing to do, and nothing undone at its end
+                pass
+            assert "logits" in vars(model)
+        assert torch.allclose(packed, expected, atol=1e-4) and expected.std() > 1
+        assert torch.equal(model(tokens), expected)
+    after = model.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+@needs_onednn
+def test_bfloat16(make_model):
+    model = make_model().to(torch.bfloat16)
+    tokens = torch.randint(0, 300, (2, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        exact = make_model()(tokens)
+        error = (model(tokens).float() - exact).abs().mean()
+        with prepacked(model, 2):
+            assert (model(tokens).float() - exact).abs().mean() < 1.2 * error
+
+
+@needs_onednn
+def test_released_weights_are_not_kept_twice_and_come_back_trainable(make_model):
+    model = make_model()
+    with prepacked(model, 1, release=True):
+        assert all(linear.weight.numel() == 0 for linear in model.modules() if isinstance(linear, torch.nn.Linear))
+    model.train()(torch.tensor([[1, 2, 3]])).sum().backward()
+    assert all(
+        parameter.grad is not None and parameter.grad.shape == parameter.shape for parameter in model.parameters()
+    )
+
+
+@needs_onednn
+def test_the_model_is_its_own_again_after_an_error(make_model):
+    model = make_model()
+    weights = copy.deepcopy(model.state_dict())
+    with pytest.raises(KeyboardInterrupt), prepacked(model, 1, release=True):
+        raise KeyboardInterrupt
+    assert "logits" not in vars(model)
+    assert all("forward" not in vars(module) and "project" not in vars(module) for module in model.modules())
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("prepare", "reason"),
+    [
+        (lambda model: model.train(), "training mode"),
+        (lambda model: model.half(), "no such product for torch.float16"),
+        (lambda model: model.to("meta"), "not on a CPU"),
+    ],
+)
+def test_where_packing_is_impossible_the_model_keeps_its_own_products(make_model, caplog, prepare, reason):
+    model = prepare(make_model())
+    with caplog.at_level(logging.INFO), prepacked(model, 1):
+        assert "logits" not in vars(model)
+    assert reason in caplog.text
+
+
+@needs_onednn
+def test_packing_is_announced_with_its_size(make_model, caplog):
+    model = make_model(tie_output=True)
+    with caplog.at_level(logging.INFO), prepacked(model, 1):
+        pass
+    size = 4 * (2 * 12 * 32**2 + 320 * 32)  # two layers' maps and the output projection, float32
+    assert f"{size / 1e6:.1f} MB, 9 products" in caplog.text
+
+
+@needs_onednn
+def test_decoding_with_prepacked_weights(make_model):
+    model = make_model(3)
+    prompts = [[5, 6, 7], [8, 9]]
+    logits = []
+    for packed in (False, True):
+        decoder = Decoder(model, prompts, new_tokens=5)
+        with prepacked(model, 2) if packed else torch.no_grad():
+            steps = [decoder.read_prompts(), *(decoder.step(torch.tensor([i, i + 50])) for i in range(4))]
+        logits.append(torch.stack(steps))
+    assert torch.allclose(*logits, atol=1e-3)
