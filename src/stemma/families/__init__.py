@@ -22,6 +22,12 @@ from stemma.families.directory import (
     write_json,
     write_weights,
 )
+from stemma.families.glm import checkpoint as glm_checkpoint
+from stemma.families.glm import original as glm_original
+from stemma.families.glm.likelihood import LeftToRight
+from stemma.families.glm.model import GLM, GLMConfig
+from stemma.families.glm.model import PRESETS as GLM_PRESETS
+from stemma.families.glm.objective import BlankInfilling
 from stemma.families.gpt import checkpoint as gpt_checkpoint
 from stemma.families.gpt.model import GPT, GPTConfig
 from stemma.families.gpt.model import PRESETS as GPT_PRESETS
@@ -62,6 +68,15 @@ FAMILIES: dict[str, Family] = {
         to_published=gpt_checkpoint.to_published,
         from_published=gpt_checkpoint.from_published,
     ),
+    "glm": Family(
+        config=GLMConfig,
+        model=GLM,
+        presets=GLM_PRESETS,
+        objectives={"blank-infilling": BlankInfilling, "left-to-right": LeftToRight},
+        model_types=glm_checkpoint.MODEL_TYPES,
+        to_published=glm_checkpoint.to_published,
+        from_published=glm_checkpoint.from_published,
+    ),
 }
 
 
@@ -89,6 +104,8 @@ def load(
         InputError: no such checkpoint, an unknown family or configuration, weights that are broken or do not fit.
     """
     directory = resolve(path_or_hub_id)
+    if glm_original.is_original(directory):
+        return glm_original.load_original(directory, dtype=dtype, device=device).eval()
     config = read_config(directory)
     branch = family(config["model_type"])
     return branch.from_published(config, StoredTensors(directory), dtype=dtype, device=device).eval()

@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from stemma.data.tokenizers import Tokenizer
 from stemma.errors import InputError, closest
 from stemma.families import FAMILIES, Family
+from stemma.families.glm.tokens import GLMTokens
 
 # Says where a key of the recipe was written: "file:line: model.heads".
 Where = Callable[[Sequence[str]], str]
@@ -17,6 +18,7 @@ Where = Callable[[Sequence[str]], str]
 FROM_TOKENIZER: dict[str, Callable[[Tokenizer], Any]] = {
     "separator": lambda tokenizer: tokenizer.separator,
     "vocabulary": lambda tokenizer: tokenizer.vocabulary,
+    "glm_tokens": GLMTokens.of,
 }
 
 
