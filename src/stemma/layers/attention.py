@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stemma.layers.biased_attention import biased_attention
 from stemma.layers.document_attention import document_attention
 from stemma.layers.linear import Linear
 from stemma.layers.masks import Mask
@@ -41,16 +42,20 @@ def attention(
     window: int | None = None,
     dropout: float = 0.0,
     scale: float | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """Return softmax(query key^T * scale) value over the keys that `mask` allows.
+    """Return softmax(query key^T * scale + bias) value over the keys that `mask` allows.
 
     Args:
         query: float [batch, heads, queries, head_dim]. key, value: float [batch, heads, keys, head_dim].
         mask: what may be seen (None: everything). window: the layer's own sliding window, on top of the mask's.
         dropout: probability of dropping an attention weight. scale: default 1 / sqrt(head_dim).
+        bias: float [1, heads, queries, keys], added to the scores of all rows (relative positions of T5); None: 0.
     Returns:
         float [batch, heads, queries, head_dim].
     """
+    if bias is not None:
+        return biased_attention(query, key, value, bias, mask, window=window, dropout=dropout, scale=scale)
     if mask is None and window is None:
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scale)
     lowered = (mask or Mask()).lower(query, key, window, dropout=dropout)
@@ -75,33 +80,46 @@ class MultiHeadAttention(nn.Module):
     """Self-attention with separate query, key, value and output maps.
 
     Args:
-        hidden: width; heads: number of heads, a divisor of `hidden`; layer: index in the stack, for the cache.
+        hidden: width; heads: number of heads; layer: index in the stack, for the cache.
         bias: whether the four maps have one. dropout: of the attention weights. window: sliding window, None for all.
+        head_dim: width of a head, default hidden / heads. scale: of the scores, default 1 / sqrt(head_dim).
     """
 
     def __init__(
-        self, hidden: int, heads: int, *, layer: int, bias: bool = True, dropout: float = 0.0, window: int | None = None
+        self,
+        hidden: int,
+        heads: int,
+        *,
+        layer: int,
+        bias: bool = True,
+        dropout: float = 0.0,
+        window: int | None = None,
+        head_dim: int | None = None,
+        scale: float | None = None,
     ) -> None:
         super().__init__()
-        self.heads, self.layer, self.dropout, self.window = heads, layer, dropout, window
-        self.query = Linear(hidden, hidden, bias=bias)
-        self.key = Linear(hidden, hidden, bias=bias)
-        self.value = Linear(hidden, hidden, bias=bias)
-        self.output = Linear(hidden, hidden, bias=bias)
+        self.heads, self.layer, self.dropout, self.window, self.scale = heads, layer, dropout, window, scale
+        inner = hidden if head_dim is None else heads * head_dim
+        self.query = Linear(hidden, inner, bias=bias)
+        self.key = Linear(hidden, inner, bias=bias)
+        self.value = Linear(hidden, inner, bias=bias)
+        self.output = Linear(inner, hidden, bias=bias)
 
-    def forward(self, x: Tensor, mask: Mask | None = None, cache: KeyValueCache | None = None) -> Tensor:
-        """Map float [batch, length, hidden] to the same shape."""
+    def forward(
+        self, x: Tensor, mask: Mask | None = None, cache: KeyValueCache | None = None, bias: Tensor | None = None
+    ) -> Tensor:
+        """Map float [batch, length, hidden] to the same shape; `bias` of the scores: see `attention`."""
         query, key, value = self.project(x)
         window = self.window
         if cache is not None:
             mask, window = cache.mask(x.shape[1], window), None
             key, value = cache.update(self.layer, key, value)
         dropout = self.dropout if self.training else 0.0
-        mixed = attention(query, key, value, mask, window=window, dropout=dropout)
+        mixed = attention(query, key, value, mask, window=window, dropout=dropout, scale=self.scale, bias=bias)
         return self.output(mixed.transpose(1, 2).flatten(2))
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return query, key and value, float [batch, heads, length, head_dim] each, of float [batch, length, hidden]."""
+        """Return query, key and value, float [batch, heads, length, head_dim] each, of [batch, length, hidden]."""
         return self._split(self.query(x)), self._split(self.key(x)), self._split(self.value(x))
 
     def _split(self, x: Tensor) -> Tensor:

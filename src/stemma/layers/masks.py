@@ -30,6 +30,7 @@ class Mask:
         key_padding: bool [batch, keys], True where a key is real. A padding query sees itself, so that no row of the
             softmax is empty.
         query_positions: int [batch, queries] or [queries], index of each query among the keys; default: the last ones.
+            -1: it is none of the keys (cross-attention).
     """
 
     causal: bool = False
@@ -40,34 +41,38 @@ class Mask:
     query_positions: Tensor | None = None
     _lowered: dict[object, "LoweredMask"] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def lower(self, query: Tensor, key: Tensor, window: int | None = None, *, dropout: float = 0.0) -> "LoweredMask":
+    def lower(
+        self, query: Tensor, key: Tensor, window: int | None = None, *, dropout: float = 0.0, plain: bool = False
+    ) -> "LoweredMask":
         """Return this mask, narrowed to a layer's own `window`, in the form that is cheapest on the device.
 
         Args:
             query: [batch, heads, queries, head_dim]. key: [batch, heads, keys, head_dim].
             dropout: of the attention weights; only the dense form can have it.
+            plain: return nothing but the causal flag or the dense form.
         """
         windows = [size for size in (self.window, window) if size is not None]
         narrowest = min(windows) if windows else None
         if narrowest is not None and narrowest >= key.shape[-2]:
             narrowest = None
-        cache_key = (narrowest, query.shape[-2], key.shape[-2], dropout > 0)
+        plain = plain or dropout > 0
+        cache_key = (narrowest, query.shape[-2], key.shape[-2], plain)
         if cache_key not in self._lowered:
-            self._lowered[cache_key] = self._lower(query, key, narrowest, dropout > 0)
+            self._lowered[cache_key] = self._lower(query, key, narrowest, plain)
         return self._lowered[cache_key]
 
-    def _lower(self, query: Tensor, key: Tensor, window: int | None, dropout: bool) -> "LoweredMask":
+    def _lower(self, query: Tensor, key: Tensor, window: int | None, plain: bool) -> "LoweredMask":
         queries, keys, device = query.shape[-2], key.shape[-2], query.device
         square = queries == keys and self.query_positions is None
         others = (self.prefix_lengths, window, self.key_padding)
         if square and all(part is None for part in others):
             if self.document_ids is None:
                 return LoweredMask(is_causal=self.causal)
-            if device.type == "cpu" and not dropout and not torch.compiler.is_compiling():
+            if device.type == "cpu" and not plain and not torch.compiler.is_compiling():
                 segments = document_segments(self.document_ids)
                 if self.document_ids.numel() * keys >= LEAST_PAIRS * len(segments):
                     return LoweredMask(segments=segments, is_causal=self.causal)
-        if square and device.type == "cuda" and not dropout:
+        if square and device.type == "cuda" and not plain:
             return LoweredMask(block=self._block(query.shape[0], queries, window, device))
         return LoweredMask(dense=self._dense(query.shape[0], queries, keys, window, device))
 
