@@ -2,7 +2,8 @@
 
     torchrun --standalone --nproc-per-node 4 --no-python stemma pretrain gpt/gpt2
 
-The engine is PyTorch's FSDP2; nothing in a model file knows of it.
+The engine is PyTorch's FSDP2; nothing in a model file knows of it. One process alone does not even import it: that
+takes seconds.
 """
 
 import os
@@ -10,14 +11,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import FSDPModule
 
 # One worker tokenises the corpus while the others wait.
 PATIENCE = timedelta(hours=12)
@@ -30,7 +32,7 @@ class Workers:
     rank: int = 0
     world: int = 1
     device: torch.device = torch.device("cpu")
-    mesh: DeviceMesh | None = None
+    mesh: "DeviceMesh | None" = None
 
     @property
     def main(self) -> bool:
@@ -88,6 +90,8 @@ def start_workers(device: str = "auto") -> Iterator[Workers]:
 
 def joined_workers(kind: str = "cpu", local: int = 0) -> Workers:
     """Return the workers of the process group that this process is already in."""
+    from torch.distributed.device_mesh import init_device_mesh
+
     mesh = init_device_mesh(kind, (dist.get_world_size(),), mesh_dim_names=("shard",))
     device = torch.device(kind, local) if kind == "cuda" else torch.device(kind)
     return Workers(dist.get_rank(), dist.get_world_size(), device, mesh)
@@ -108,6 +112,8 @@ def shard(root: nn.Module, workers: Workers) -> None:
     """
     if workers.mesh is None:
         return
+    from torch.distributed.fsdp import fully_shard
+
     for block in blocks_of(root):
         fully_shard(block, mesh=workers.mesh)
     fully_shard(root, mesh=workers.mesh)
@@ -115,24 +121,27 @@ def shard(root: nn.Module, workers: Workers) -> None:
 
 def synchronize_gradients(root: nn.Module, wanted: bool) -> None:
     """Say whether the next backward pass sums gradients over the workers (only that of the last micro-batch need)."""
-    if isinstance(root, FSDPModule):
-        root.set_requires_gradient_sync(wanted)
+    if hasattr(root, "set_requires_gradient_sync"):  # a sharded one
+        cast("FSDPModule", root).set_requires_gradient_sync(wanted)
 
 
 def release(root: nn.Module) -> None:
     """Drop the gathered weights that a forward pass without a backward pass leaves at the root."""
-    if isinstance(root, FSDPModule):
-        root.reshard()
+    if hasattr(root, "reshard"):  # a sharded one
+        cast("FSDPModule", root).reshard()
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
     """Return the whole of a tensor that may be sharded. All workers must call it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def like(example: Tensor, whole: Tensor) -> Tensor:
     """Return this worker's part of `whole`, placed as `example` is."""
     whole = whole.to(example.device)
-    if isinstance(example, DTensor):
-        return cast(Tensor, distribute_tensor(whole, example.device_mesh, example.placements, src_data_rank=None))
-    return whole
+    if not hasattr(example, "device_mesh"):
+        return whole
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    sharded = cast(DTensor, example)
+    return distribute_tensor(whole, sharded.device_mesh, sharded.placements, src_data_rank=None)

@@ -27,7 +27,7 @@ def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
+def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.1) -> float:
     """Measure the floating-point operations per second of a large matrix product, the best of several.
 
     By the same road as the models' own products.

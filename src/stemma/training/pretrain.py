@@ -18,6 +18,7 @@ from stemma.data.shards import prepare
 from stemma.data.tokenized_corpus import TokenizedCorpus
 from stemma.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from stemma.errors import InputError
+from stemma.families.weights import build_empty
 from stemma.files import cache_directory, write_whole
 from stemma.training.architecture import adapt_tokenizer, build_config, build_objective
 from stemma.training.batches import Plan, derived_seed
@@ -26,7 +27,7 @@ from stemma.training.hardware import prepare_processor, training_flops_per_token
 from stemma.training.held_out import SampledDocuments
 from stemma.training.objective import Display, HeldOut
 from stemma.training.progress import Silent, quantity
-from stemma.training.recipe import Recipe
+from stemma.training.recipe import Recipe, expanded
 from stemma.training.run_directory import claim, locked
 from stemma.training.saving import STATES
 from stemma.training.state import newest_state, require_space
@@ -84,6 +85,7 @@ def pretrain(
         OSError: the last checkpoint could not be written.
     """
     prepare_processor()
+    recipe = expanded(recipe)
     with ExitStack() as stack:
         workers = stack.enter_context(start_workers(recipe.execution.device))
         shown = display if display is not None and workers.main else Silent()
@@ -119,6 +121,7 @@ def prepare_run(
     Raises:
         InputError: see `pretrain`.
     """
+    recipe = expanded(recipe)
     workers, display, cache = workers or Workers(), display or Silent(), cache or cache_directory()
     branch = families.family(recipe.family)
     source = _source(recipe)
@@ -179,11 +182,9 @@ def publisher(model: nn.Module, tokenizer: Tokenizer) -> Callable[[Mapping[str, 
 
     The weights may be averages or gathered from several workers; they are put into a shell of the model for it.
     """
-    kind, config = type(model), model.config
+    shell = build_empty(lambda: type(model)(model.config))
 
     def publish(weights: Mapping[str, Tensor], directory: Path) -> None:
-        with torch.device("meta"):
-            shell = kind(config)
         shell.load_state_dict(dict(weights), assign=True)
         try:
             families.save(shell, tokenizer, directory)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from stemma.files import write_whole
 from stemma.training import schedules
-from stemma.training.architecture import expand_model, expand_objective, find_family
+from stemma.training.architecture import Where, expand_model, expand_objective, find_family
 from stemma.training.recipe_source import RecipeSource, find_recipe
 
 
@@ -77,7 +77,8 @@ class TrainingRecipe(Section):
         steps: number of updates; or `epochs`: passes over the training split.
         batch: sequences per update, over all micro-batches and workers.
         length: tokens per sequence; default: the model's context.
-        learning_rate: peak; on the command line also `training.lr`. clip: largest norm of the gradient; null: no clipping.
+        learning_rate: peak; on the command line also `training.lr`.
+        clip: largest norm of the gradient; null: no clipping.
         ema: decay per update of an exponential moving average of the weights, which is then what is evaluated and
             published; null: none.
         non_finite_limit: updates in a row with a loss or gradient that is not finite before the run stops.
@@ -191,9 +192,20 @@ def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Reci
         recipe = Recipe.model_validate(source.content)
     except ValidationError as error:
         raise source.explain(error, Recipe) from error
-    family = find_family(recipe.family, source.where)
-    model = expand_model(family, recipe.model, source.where)
-    objective = expand_objective(family, recipe.objective, source.where)
+    return expanded(recipe, source.where)
+
+
+def expanded(recipe: Recipe, where: Where = ".".join) -> Recipe:
+    """Return the recipe with every field of its model and the name of its objective; again, the same.
+
+    Args:
+        where: says where a key of the recipe was written, for errors.
+    Raises:
+        InputError: unknown family, preset, objective or field, or a bad value.
+    """
+    family = find_family(recipe.family, where)
+    model = expand_model(family, recipe.model, where)
+    objective = expand_objective(family, recipe.objective, where)
     return recipe.model_copy(update={"model": model, "objective": objective})
 
 

@@ -16,7 +16,10 @@ KeyPath = tuple[str, ...]
 # Short spellings on the command line.
 SPELLINGS = {"training.lr": "training.learning_rate"}
 # Giving one of these takes back what the file says of the other.
-INSTEAD_OF = {("training", "epochs"): ("training", "steps"), ("training", "steps"): ("training", "epochs")}
+INSTEAD_OF: dict[KeyPath, KeyPath] = {
+    ("training", "epochs"): ("training", "steps"),
+    ("training", "steps"): ("training", "epochs"),
+}
 
 
 def recipes_directory() -> Path:
@@ -116,7 +119,8 @@ class RecipeSource:
 
     def explain(self, error: ValidationError, model: type[BaseModel]) -> InputError:
         """Turn the first problem that pydantic found into one line."""
-        problem = error.errors()[0]
+        # A misspelt key shows up twice, as unknown and as missing: the former says more.
+        problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
         keys = problem["loc"]
         if problem["type"] == "extra_forbidden":
             known = _known_keys(model, keys[:-1])

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from stemma.errors import InputError
 from stemma.training.metrics import METRICS
-from stemma.training.recipe import DECISIVE, ROUNDING, Recipe, differences, load_recipe, write_recipe
+from stemma.training.recipe import DECISIVE, ROUNDING, Recipe, differences, expanded, load_recipe, write_recipe
 from stemma.training.saving import BEST, STATES
 from stemma.training.state import SavedState, newest_state, remove_leftovers, remove_state
 
 RECIPE, LOCK = "recipe.yaml", ".lock"
-# What --overwrite removes: everything that a run writes, and nothing else.
+# What --overwrite removes: everything that a run writes (but the recipe, which is replaced), and nothing else.
 WRITTEN = (
-    (STATES, BEST, "tensorboard", METRICS, RECIPE, "config.json", "generation_config.json")
+    (STATES, BEST, "tensorboard", METRICS, "config.json", "generation_config.json")
     + ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
     + ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
 )
@@ -59,21 +59,23 @@ def claim(
     Raises:
         InputError: the directory holds another run or something else, or there is nothing to resume.
     """
+    recipe = expanded(recipe)
+    for folder in (directory, directory / STATES, directory / BEST):
+        remove_leftovers(folder)
     started = (directory / RECIPE).is_file()
     if overwrite and started:
         _remove_run(directory)
-        started = False
+        write_recipe(recipe, directory / RECIPE)  # the last step: until then it may be overwritten again
+        return None
     if not started:
         if resume:
             raise InputError(f"{directory}: no {RECIPE}, so there is no run to resume")
-        foreign = [path.name for path in directory.iterdir() if path.name != LOCK and not path.name.endswith(".tmp")]
+        foreign = [path.name for path in directory.iterdir() if path.name != LOCK]
         if foreign:
             raise InputError(f"{directory}: holds '{foreign[0]}' but no {RECIPE}; expected a new or empty directory")
         write_recipe(recipe, directory / RECIPE)
         return None
     _require_same_recipe(directory, recipe, say)
-    for folder in (directory, directory / STATES, directory / BEST):
-        remove_leftovers(folder)
     saved, damaged = newest_state(directory / STATES)
     for path in damaged:
         say(f"{path}: incomplete or damaged, passed over and removed")
@@ -96,9 +98,7 @@ def _require_same_recipe(directory: Path, recipe: Recipe, say: Callable[[str], N
 
 
 def _remove_run(directory: Path) -> None:
-    # The recipe goes last: until then the directory counts as a run that may be overwritten.
-    for pattern in sorted(WRITTEN, key=lambda name: name == RECIPE):
+    for pattern in WRITTEN:
         for path in directory.glob(pattern):
             with suppress(FileNotFoundError):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-    remove_leftovers(directory)

@@ -93,6 +93,7 @@ class Trainer:
         self.precision = choose_precision(recipe.execution.precision, self.workers.device)
         self.model = task.model.to(self.workers.device)
         self.loss_module = LossModule(self.model, task.objective)
+        self._flops = training_flops_per_token(self.model, task.length)
         if recipe.execution.checkpoint_activations:
             checkpoint_activations(self.model)
         if recipe.execution.compile:
@@ -260,11 +261,10 @@ class Trainer:
         step, last = self.progress.step, self.progress.step == self.task.steps
         values: dict[str, Any] = {}
         speed = self.progress.tokens_per_second
-        flops = speed * training_flops_per_token(self.model, self.task.length)
         pace = {
             "learning_rate": self._learning_rate(step - 1),
             "tokens_per_second": speed,
-            "utilisation": flops / self._rate,
+            "utilisation": speed * self._flops / self._rate,
         }
         self._shown.update(pace)
         if step % self.recipe.output.log_every == 0 or last:
