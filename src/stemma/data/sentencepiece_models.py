@@ -139,8 +139,8 @@ def _pre_tokenizer(proto: Any) -> pre_tokenizers.PreTokenizer:
     if not any(SPACE in piece.piece[1:] for piece in proto.pieces):
         steps.append(pre_tokenizers.Split(SPACE, "merged_with_next"))
     if proto.trainer_spec.byte_fallback:
-        # The model would take the text "<0x41>" for the byte piece of that name; cut, it is six characters.
-        steps.append(pre_tokenizers.Split(Regex("<(?=0x[0-9A-F]{2}>)"), "isolated"))
+        # The model would take the text "<0x41>" for the byte piece of that name: cut it before its last character.
+        steps.append(pre_tokenizers.Split(Regex("(?<=<0x[0-9A-F]{2})>"), "merged_with_next"))
     return pre_tokenizers.Sequence(steps)
 
 

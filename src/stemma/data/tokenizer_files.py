@@ -92,7 +92,9 @@ def _read_tokenizer_json(file: Path, configuration: dict[str, Any]) -> tuple[Tok
     content = read_text(file)
     try:
         backend = Tokenizer.from_str(content)
-    except Exception as error:  # the library raises plain Exception for whatever it cannot read
+    except BaseException as error:  # the library raises plain Exception, and for some files its PanicException
+        if isinstance(error, KeyboardInterrupt):
+            raise
         raise InputError(f"{file}: not a tokenizer.json that `tokenizers` reads ({_first_line(error)})") from None
     special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
     return backend, {} if configuration else _usual_names(special)
@@ -102,14 +104,10 @@ def _read_bpe(vocabulary: Path, merges: Path, configuration: dict[str, Any]) -> 
     ids = read_json(vocabulary)
     if not ids or not all(isinstance(index, int) for index in ids.values()):
         raise InputError(f'{vocabulary}: expected a JSON object of tokens and their ids, such as {{"the": 0}}')
-    pairs = _read_merges(merges)
+    pairs = _read_merges(merges, ids)
     with_word_ends = any(token.endswith("</w>") for token in ids)
     marks = {"end_of_word_suffix": "</w>", "unk_token": "<unk>"} if with_word_ends else {}
-    try:
-        model = models.BPE(ids, pairs, **marks)
-    except Exception as error:
-        raise InputError(f"{merges}: does not fit {vocabulary} ({_first_line(error)})") from None
-    backend = Tokenizer(model)
+    backend = Tokenizer(models.BPE(ids, pairs, **marks))
     if with_word_ends:
         # GPT-1 as transformers reads it: spaCy and ftfy, which OpenAI used, give other ids on rare text.
         backend.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -121,7 +119,7 @@ def _read_bpe(vocabulary: Path, merges: Path, configuration: dict[str, Any]) -> 
     return backend, _usual_names({"<|endoftext|>"} & ids.keys())
 
 
-def _read_merges(file: Path) -> list[tuple[str, str]]:
+def _read_merges(file: Path, ids: dict[str, int]) -> list[tuple[str, str]]:
     pairs = []
     for number, line in enumerate(read_text(file).split("\n"), start=1):
         if not line.strip() or (number == 1 and line.startswith("#version")):
@@ -129,6 +127,9 @@ def _read_merges(file: Path) -> list[tuple[str, str]]:
         pair = line.rstrip("\r").split(" ")
         if len(pair) != 2:
             raise InputError(f"{file}, line {number}: expected two tokens with a space between, got {line[:60]!r}")
+        for token in (*pair, "".join(pair)):
+            if token not in ids:
+                raise InputError(f"{file}, line {number}: {token!r} is not in the vocabulary file beside it")
         pairs.append((pair[0], pair[1]))
     return pairs
 
@@ -246,5 +247,5 @@ def read_text(file: Path) -> str:
         raise InputError(f"{file}: not UTF-8 text (byte {error.start})") from None
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0]
