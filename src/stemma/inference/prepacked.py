@@ -121,10 +121,10 @@ class _Packing:
     def _linear(self, maps: Sequence[nn.Linear], activation: str = "none", algorithm: str = "") -> "_Product":
         """Return one packed product for maps of one input and equal sizes."""
         weights: list[Tensor] = [linear.weight for linear in maps]
-        biases = [linear.bias for linear in maps if linear.bias is not None]
+        biases: list[Tensor] = [linear.bias for linear in maps if linear.bias is not None]
         bias = torch.cat(biases) if biases else None
         product = self._product(
-            torch.cat(list(weights)) if len(weights) > 1 else weights[0], bias, activation, algorithm
+            torch.cat(tuple(weights)) if len(weights) > 1 else weights[0], bias, activation, algorithm
         )
         if self.release:
             self._released.append((product.packed, weights, [len(weight) for weight in weights]))
