@@ -13,6 +13,10 @@ import torch
 from torch import nn
 
 from stemma.errors import InputError, closest
+from stemma.families.bert import checkpoint as bert_checkpoint
+from stemma.families.bert.model import BERT, BERTConfig
+from stemma.families.bert.model import PRESETS as BERT_PRESETS
+from stemma.families.bert.objective import MaskedLanguageModel
 from stemma.families.directory import (
     SHARD_BYTES,
     StoredTensors,
@@ -32,6 +36,10 @@ from stemma.families.gpt import checkpoint as gpt_checkpoint
 from stemma.families.gpt.model import GPT, GPTConfig
 from stemma.families.gpt.model import PRESETS as GPT_PRESETS
 from stemma.families.gpt.objective import Causal
+from stemma.families.t5 import checkpoint as t5_checkpoint
+from stemma.families.t5.model import PRESETS as T5_PRESETS
+from stemma.families.t5.model import T5, T5Config
+from stemma.families.t5.objective import PrefixLM, SpanCorruption
 
 if TYPE_CHECKING:
     from stemma.data.tokenizers import Tokenizer
@@ -68,6 +76,15 @@ FAMILIES: dict[str, Family] = {
         to_published=gpt_checkpoint.to_published,
         from_published=gpt_checkpoint.from_published,
     ),
+    "bert": Family(
+        config=BERTConfig,
+        model=BERT,
+        presets=BERT_PRESETS,
+        objectives={"masked": MaskedLanguageModel},
+        model_types=bert_checkpoint.MODEL_TYPES,
+        to_published=bert_checkpoint.to_published,
+        from_published=bert_checkpoint.from_published,
+    ),
     "glm": Family(
         config=GLMConfig,
         model=GLM,
@@ -76,6 +93,15 @@ FAMILIES: dict[str, Family] = {
         model_types=glm_checkpoint.MODEL_TYPES,
         to_published=glm_checkpoint.to_published,
         from_published=glm_checkpoint.from_published,
+    ),
+    "t5": Family(
+        config=T5Config,
+        model=T5,
+        presets=T5_PRESETS,
+        objectives={"span-corruption": SpanCorruption, "prefix-lm": PrefixLM},
+        model_types=t5_checkpoint.MODEL_TYPES,
+        to_published=t5_checkpoint.to_published,
+        from_published=t5_checkpoint.from_published,
     ),
 }
 
@@ -138,10 +164,15 @@ def save(
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     with replace_checkpoint(Path(directory)) as staging:
         write_json(staging / "config.json", {**config, **ends, "dtype": dtype})
-        write_json(staging / "generation_config.json", {**ends, "pad_token_id": padding})
+        write_json(staging / "generation_config.json", {**ends, "pad_token_id": padding, **_start(config)})
         write_weights(tensors, staging, shard_bytes)
         if tokenizer is not None:
             tokenizer.save(staging)
+
+
+def _start(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the decoder of an encoder-decoder begins with; transformers looks for it beside the other ids."""
+    return {key: config[key] for key in ("decoder_start_token_id",) if key in config}
 
 
 def _special_ids(tokenizer: "Tokenizer | None") -> tuple[dict[str, int | None], int | None]:

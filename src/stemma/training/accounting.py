@@ -64,7 +64,8 @@ class Progress:
     def close_window(self) -> dict[str, Any]:
         """Return the metrics of the updates since the last line, and begin anew.
 
-        The loss and the gradient's norm are means over the updates, the objective's other sums means over the targets.
+        The loss and the gradient's norm are means over the updates, the objective's other sums means over the targets,
+        or over what their name says after a slash.
         """
         window, self.window = self.window, {}
         values: dict[str, Any] = {"tokens": self.tokens, "seconds": round(self.seconds, 3)}
@@ -74,8 +75,11 @@ class Progress:
         if steps:
             values["loss"] = window["loss"] / steps
             values["gradient_norm"] = window["gradient_norm"] / steps
-        extra = window.keys() - {"loss", "gradient_norm", "nll", "tokens", "seconds"}
-        return {**values, **{name: window[name] / max(targets, 1) for name in sorted(extra)}}
+        units = {name: name.partition("/")[2] for name in window}
+        extra = window.keys() - {"loss", "gradient_norm", "nll", "tokens", "seconds"} - set(units.values())
+        for name in sorted(extra):
+            values[name.partition("/")[0]] = window[name] / max(window[units[name]] if units[name] else targets, 1)
+        return values
 
     def _add(self, name: str, value: float) -> None:
         self.window[name] = self.window.get(name, 0.0) + value

@@ -9,7 +9,9 @@ from pydantic import TypeAdapter, ValidationError
 from stemma.data.tokenizers import Tokenizer
 from stemma.errors import InputError, closest
 from stemma.families import FAMILIES, Family
+from stemma.families.bert.tokens import BERTTokens
 from stemma.families.glm.tokens import GLMTokens
+from stemma.families.t5.objective import sentinel_ids
 
 # Says where a key of the recipe was written: "file:line: model.heads".
 Where = Callable[[Sequence[str]], str]
@@ -18,7 +20,9 @@ Where = Callable[[Sequence[str]], str]
 FROM_TOKENIZER: dict[str, Callable[[Tokenizer], Any]] = {
     "separator": lambda tokenizer: tokenizer.separator,
     "vocabulary": lambda tokenizer: tokenizer.vocabulary,
+    "bert_tokens": BERTTokens.of,
     "glm_tokens": GLMTokens.of,
+    "sentinels": sentinel_ids,
 }
 
 

@@ -15,10 +15,11 @@ class Objective(Protocol):
     """From raw tokens to a training example to a loss.
 
     An objective whose examples differ in shape also has `collate(examples) -> dict of tensors`; without it the arrays
-    are stacked.
+    are stacked. One that reads other stretches of text than packed tokens has `sequences(split, length, seed)`, which
+    returns `Sequences`, with a `fingerprint`, of what its `example` takes.
     """
 
-    def example(self, tokens: np.ndarray, rng: np.random.Generator) -> Mapping[str, np.ndarray]:
+    def example(self, tokens: Any, rng: np.random.Generator) -> Mapping[str, np.ndarray]:
         """Turn a stretch of text into one training example; all randomness comes from `rng`."""
         ...
 
@@ -31,7 +32,8 @@ class Objective(Protocol):
     ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
         """Return this batch's share of the loss of a step with these `totals`, and sums to report.
 
-        The sums hold `targets`, and `nll` in nats over them; any others are reported per target.
+        The sums hold `targets`, and `nll` in nats over them; any others are reported per target, or, one with a name
+        like "accuracy/pairs", per pair, if there is a sum `pairs`.
         """
         ...
 
@@ -43,7 +45,7 @@ class Sequences(Protocol):
         """Return the number of sequences of one epoch."""
         ...
 
-    def sequence(self, index: int) -> np.ndarray:
+    def sequence(self, index: int) -> Any:
         """Return sequence `index`, counted on through the epochs."""
         ...
 

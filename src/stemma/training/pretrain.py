@@ -136,7 +136,8 @@ def prepare_run(
     torch.manual_seed(derived_seed(recipe.seed))
     model = branch.model(config)
     objective = build_objective(branch, recipe.objective, tokenizer)
-    sequences = PackedSequences(corpus.train, length, recipe.seed)
+    make_sequences = getattr(objective, "sequences", PackedSequences)
+    sequences = make_sequences(corpus.train, length, recipe.seed)
     training = recipe.training
     steps = training.steps or _plan(recipe).steps_for((training.epochs or 0) * len(sequences))
     task = Task(

@@ -78,6 +78,7 @@ class TrainingRecipe(Section):
         batch: sequences per update, over all micro-batches and workers.
         length: tokens per sequence; default: the model's context.
         learning_rate: peak; on the command line also `training.lr`.
+        bias_correction: of Adam's averages; BERT was trained without.
         clip: largest norm of the gradient; null: no clipping.
         ema: decay per update of an exponential moving average of the weights, which is then what is evaluated and
             published; null: none.
@@ -93,6 +94,7 @@ class TrainingRecipe(Section):
     betas: tuple[float, float] = (0.9, 0.95)
     epsilon: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)
+    bias_correction: bool = True
     clip: float | None = Field(default=1.0, gt=0)
     schedule: ScheduleRecipe = ScheduleRecipe()
     ema: float | None = Field(default=None, gt=0, lt=1)

@@ -106,6 +106,7 @@ class Trainer:
             betas=training.betas,
             epsilon=training.epsilon,
             weight_decay=training.weight_decay,
+            bias_correction=training.bias_correction,
         )
         self.average = None if training.ema is None else WeightAverage(self.model, training.ema)
         self.batches = Batches(
