@@ -150,6 +150,20 @@ class TestPublishedForms:
         assert (loaded.eos, loaded.pad, loaded.bos, loaded.id("<|user|>")) == (1000, 0, None, 1001)
         assert loaded.special == {0, 1000, 1001}
 
+    def test_usual_names_where_the_configuration_has_none(self, byte_level, tmp_path):
+        byte_level.backend.save(str(tmp_path / "tokenizer.json"))
+        (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 1024}')  # as published for gpt2
+        assert load_tokenizer(tmp_path).names == {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
+
+    def test_stated_ids_come_before_named_tokens(self, byte_level, tmp_path):
+        write_bpe(byte_level.backend, tmp_path, "vocab.json", "merges.txt")
+        (tmp_path / "special_tokens_map.json").write_text('{"pad_token": "<pad>", "mask_token": "<mask>"}')
+        decoder = {"1001": {"content": "<pad>", "special": True}, "1000": {"content": "  ", "special": False}}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
+        loaded = load_tokenizer(tmp_path)
+        assert (loaded.pad, loaded.mask, loaded.encode("  ")) == (1001, 1002, [1000])
+        assert loaded.special == {0, 1001, 1002}
+
     def test_added_tokens_of_older_folders(self, byte_level, tmp_path):
         write_bpe(byte_level.backend, tmp_path, "vocab.json", "merges.txt")
         (tmp_path / "added_tokens.json").write_text('{"<|b|>": 1001, "<|a|>": 1000}')

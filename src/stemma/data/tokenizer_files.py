@@ -6,7 +6,6 @@ SentencePiece `.model`.
 """
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ PUBLISHED_FILES = (
 )
 EXPECTED = "tokenizer.json, vocab.json + merges.txt, encoder.json + vocab.bpe, vocab.txt or a SentencePiece .model"
 
-# Names that the published tokenizers use, for files that come without a configuration.
+# Names that the published tokenizers use, where no configuration says it.
 USUAL_NAMES = {
     "bos_token": ("<s>", "<|begin_of_text|>", "<bos>", "<|endoftext|>"),
     "eos_token": ("</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>"),
@@ -56,9 +55,9 @@ def read_tokenizer(path: Path) -> tuple[Tokenizer, dict[str, str]]:
     backend, names = _read_file(file, configuration)
     backend.no_truncation()
     backend.no_padding()
-    names |= {role: text for role in ROLES if (text := _text(configuration.get(role)))}
-    _add_special(backend, names.values())
-    _add_listed(backend, configuration, file.parent)
+    stated = {role: _text(configuration[role]) for role in ROLES if role in configuration}
+    names = {role: text for role, text in (names | stated).items() if text}
+    _add_listed(backend, names, configuration, file.parent)
     return backend, names
 
 
@@ -80,7 +79,7 @@ def _read_file(file: Path, configuration: dict[str, Any]) -> tuple[Tokenizer, di
     if file.name in by_merges:
         return _read_bpe(file.with_name(by_merges[file.name]), file, configuration)
     if file.suffix == ".json":
-        return _read_tokenizer_json(file, configuration)
+        return _read_tokenizer_json(file)
     if file.suffix == ".model":
         return read_sentencepiece(file)
     if file.suffix == ".txt":
@@ -88,7 +87,7 @@ def _read_file(file: Path, configuration: dict[str, Any]) -> tuple[Tokenizer, di
     raise InputError(f"{file}: not the name of a tokenizer file; expected {EXPECTED}")
 
 
-def _read_tokenizer_json(file: Path, configuration: dict[str, Any]) -> tuple[Tokenizer, dict[str, str]]:
+def _read_tokenizer_json(file: Path) -> tuple[Tokenizer, dict[str, str]]:
     content = read_text(file)
     try:
         backend = Tokenizer.from_str(content)
@@ -97,7 +96,7 @@ def _read_tokenizer_json(file: Path, configuration: dict[str, Any]) -> tuple[Tok
             raise
         raise InputError(f"{file}: not a tokenizer.json that `tokenizers` reads ({_first_line(error)})") from None
     special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
-    return backend, {} if configuration else _usual_names(special)
+    return backend, _usual_names(special)
 
 
 def _read_bpe(vocabulary: Path, merges: Path, configuration: dict[str, Any]) -> tuple[Tokenizer, dict[str, str]]:
@@ -185,7 +184,7 @@ def _read_configuration(directory: Path) -> dict[str, Any]:
     return {key: value for file in files if file.is_file() for key, value in read_json(file).items()}
 
 
-def _add_listed(backend: Tokenizer, configuration: dict[str, Any], directory: Path) -> None:
+def _add_listed(backend: Tokenizer, names: dict[str, str], configuration: dict[str, Any], directory: Path) -> None:
     """Give ids to the tokens that the configuration adds to a vocabulary file (a tokenizer.json holds its own)."""
     listed: list[tuple[str, int | None, bool]] = []  # text, id if stated, whether special
     if isinstance(sentinels := configuration.get("extra_ids"), int):  # T5: <extra_id_0> has the highest id
@@ -195,22 +194,19 @@ def _add_listed(backend: Tokenizer, configuration: dict[str, Any], directory: Pa
         listed.append((_text(token) or "", int(index), bool(token.get("special"))))
     if (file := directory / "added_tokens.json").is_file():
         listed += [(text, index, False) for text, index in sorted(read_json(file).items(), key=lambda item: item[1])]
+    listed += [(text, None, True) for text in names.values()]
     for key in ("additional_special_tokens", "extra_special_tokens"):
         extra = configuration.get(key) or []
         listed += [(_text(token) or "", None, True) for token in (extra.values() if isinstance(extra, dict) else extra)]
+    present = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
     for text, expected, special in listed:
-        if special:
-            _add_special(backend, [text])
+        if special and text and text not in present:
+            backend.add_special_tokens([text])
         elif backend.token_to_id(text) is None:
             backend.add_tokens([text])
         if expected is not None and backend.token_to_id(text) != expected:
             received = backend.token_to_id(text)
             raise InputError(f"{directory}: added token {text!r} should have id {expected}, but would get {received}")
-
-
-def _add_special(backend: Tokenizer, tokens: Iterable[str]) -> None:
-    special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
-    backend.add_special_tokens([token for token in dict.fromkeys(tokens) if token and token not in special])
 
 
 def _usual_names(special: set[str]) -> dict[str, str]:

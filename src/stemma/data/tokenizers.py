@@ -45,7 +45,7 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Text of the ids. Bytes that are not UTF-8 become U+FFFD; ids beyond the vocabulary are passed over."""
-        return self.backend.decode(list(ids), skip_special_tokens=skip_special)
+        return self.backend.decode([int(index) for index in ids], skip_special_tokens=skip_special)
 
     def stream_decoder(self, skip_special: bool = True) -> StreamDecoder:
         """A decoder for ids that arrive one at a time, with the same text as `decode` of all of them."""
