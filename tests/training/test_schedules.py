@@ -33,6 +33,13 @@ def test_linear_and_cosine_and_constant_equal_transformers(warmup):
         assert schedules.constant(step, warmup=warmup) == pytest.approx(constant[step], abs=1e-12)
 
 
+def test_t5_is_the_formula_of_its_paper():
+    """1 / sqrt(max(n, 10^4)) for update n, with the recipes' peak of 0.01."""
+    for step in (0, 1, 5000, 9_999, 10_000, 10_001, 40_000, 524_288):
+        rate = 0.01 * schedules.factor("t5", step, total=2**19, warmup=10_000, final=0.0)
+        assert rate == pytest.approx(max(step, 10_000) ** -0.5, rel=1e-12)
+
+
 def test_cosine_with_final_fraction_equals_torch():
     expected = rates(lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=40, eta_min=0.1), 41)
     for step, rate in enumerate(expected):

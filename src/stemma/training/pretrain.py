@@ -130,7 +130,9 @@ def prepare_run(
         tokenizer = adapt_tokenizer(branch, recipe.objective, tokenizer)
         corpus = prepare(source, tokenizer, cache, report)
     config = build_config(branch, recipe.model, tokenizer)
-    length = recipe.training.length or config.context
+    length = recipe.training.length or getattr(config, "context", None)
+    if length is None:
+        raise InputError("training.length: is missing, and the model has no context to take it from")
     if length > getattr(config, "context", length):
         raise InputError(f"training.length: {length} tokens, more than the model's context of {config.context}")
     torch.manual_seed(derived_seed(recipe.seed))

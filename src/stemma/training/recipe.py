@@ -57,7 +57,7 @@ class ScheduleRecipe(Section):
         until: update at which the decay ends; default: the last one.
     """
 
-    name: Literal["constant", "linear", "cosine", "inverse_square_root", "gpt1"] = "cosine"
+    name: Literal["constant", "linear", "cosine", "inverse_square_root", "t5", "gpt1"] = "cosine"
     warmup: int = Field(default=0, ge=0)
     final: float = Field(default=0.0, ge=0, le=1)
     until: int | None = Field(default=None, gt=0)
@@ -78,7 +78,8 @@ class TrainingRecipe(Section):
         batch: sequences per update, over all micro-batches and workers.
         length: tokens per sequence; default: the model's context.
         learning_rate: peak; on the command line also `training.lr`.
-        bias_correction: of Adam's averages; BERT was trained without.
+        optimizer: "adamw", or T5's "adafactor" (see adafactor.py), whose rate is relative to the size of the weights.
+        betas, epsilon, weight_decay: of AdamW. bias_correction: of its averages; BERT was trained without.
         clip: largest norm of the gradient; null: no clipping.
         ema: decay per update of an exponential moving average of the weights, which is then what is evaluated and
             published; null: none.
@@ -91,6 +92,7 @@ class TrainingRecipe(Section):
     ramp: RampRecipe | None = None
     length: int | None = Field(default=None, gt=0)
     learning_rate: float = Field(gt=0)
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
     betas: tuple[float, float] = (0.9, 0.95)
     epsilon: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)

@@ -36,6 +36,15 @@ def inverse_square_root(step: int, *, warmup: int) -> float:
     return _warm(step, warmup) if step < warmup else math.sqrt(warmup / step)
 
 
+def t5(step: int, *, warmup: int) -> float:
+    """T5's, 1 / sqrt(max(step, warmup)), scaled so that it begins at 1: constant at first, not growing.
+
+    Raffel et al. 2020, section 3.1.2, with a `warmup` of 10,000 and hence a peak of 0.01.
+    """
+    warmup = max(warmup, 1)
+    return math.sqrt(warmup / max(step, warmup))
+
+
 def gpt1(step: int, *, total: int, warmup: int) -> float:
     """GPT-1's fine-tuning schedule as in its code: with x = step / total, (x / w while x <= w, else 1) * (1 - x).
 
@@ -57,10 +66,12 @@ def factor(name: str, step: int, *, total: int, warmup: int, final: float) -> fl
         return cosine(step, total=total, warmup=warmup, final=final)
     if name == "inverse_square_root":
         return inverse_square_root(step, warmup=warmup)
+    if name == "t5":
+        return t5(step, warmup=warmup)
     return gpt1(step, total=total, warmup=warmup)
 
 
-NAMES = ("constant", "linear", "cosine", "inverse_square_root", "gpt1")
+NAMES = ("constant", "linear", "cosine", "inverse_square_root", "t5", "gpt1")
 DEPEND_ON_TOTAL = ("linear", "cosine", "gpt1")
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from stemma.errors import InputError
 from stemma.training import schedules
 from stemma.training.accounting import Progress
+from stemma.training.adafactor import Adafactor
 from stemma.training.adaptation import checkpoint_activations, compile_blocks
 from stemma.training.averaging import WeightAverage
 from stemma.training.batches import Batches, Plan, derived_seed
@@ -31,7 +32,7 @@ from stemma.training.non_finite import Diverged, non_finite_report
 from stemma.training.objective import Batch, Display, HeldOut, LossModule, Objective, Sequences
 from stemma.training.optimizer import adamw
 from stemma.training.progress import Silent
-from stemma.training.recipe import Recipe
+from stemma.training.recipe import Recipe, TrainingRecipe
 from stemma.training.saving import Publish, Saver
 from stemma.training.state import SavedState, restore_tensors
 
@@ -100,14 +101,7 @@ class Trainer:
             compile_blocks(self.model)
         shard(self.loss_module, self.workers)
         training = recipe.training
-        self.optimizer = adamw(
-            self.model,
-            learning_rate=training.learning_rate,
-            betas=training.betas,
-            epsilon=training.epsilon,
-            weight_decay=training.weight_decay,
-            bias_correction=training.bias_correction,
-        )
+        self.optimizer = _optimizer(self.model, training)
         self.average = None if training.ema is None else WeightAverage(self.model, training.ema)
         self.batches = Batches(
             task.sequences,
@@ -357,6 +351,20 @@ class Trainer:
 
     def _on_device(self, batch: Batch) -> dict[str, Tensor]:
         return {name: tensor.to(self.workers.device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def _optimizer(model: nn.Module, training: TrainingRecipe) -> torch.optim.Optimizer:
+    if training.optimizer == "adafactor":
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return Adafactor(trainable, learning_rate=training.learning_rate)
+    return adamw(
+        model,
+        learning_rate=training.learning_rate,
+        betas=training.betas,
+        epsilon=training.epsilon,
+        weight_decay=training.weight_decay,
+        bias_correction=training.bias_correction,
+    )
 
 
 def _in_words(step: int, result: Evaluation, improved: bool) -> str:
