@@ -93,6 +93,30 @@ def continuation_example(
     }
 
 
+def filled_example(
+    context: Sequence[int], places: Sequence[int], pieces: Sequence[Sequence[int]], start: int, end: int
+) -> Example:
+    """Return the example in which given pieces are written into a context's blanks.
+
+    Args:
+        context: Part A. places: where its blanks are, in the order in which they are written. pieces: what is written.
+        start, end: the tokens before and after each piece.
+    """
+    inputs, targets = list(context), [IGNORED] * len(context)
+    first, second = list(range(len(context))), [0] * len(context)
+    for place, piece in zip(places, pieces, strict=True):
+        inputs += [start, *piece]
+        targets += [*piece, end]
+        first += [place] * (len(piece) + 1)
+        second += range(1, len(piece) + 2)
+    return {
+        "tokens": np.array(inputs),
+        "targets": np.array(targets),
+        "positions": np.array([first, second]),
+        "context_length": np.array(len(context)),
+    }
+
+
 def collate(examples: Sequence[Example], padding: int) -> dict[str, Tensor]:
     """Pad examples at their ends to one length; causality hides the padding.
 
