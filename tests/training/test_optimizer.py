@@ -1,5 +1,6 @@
 """AdamW: which parameters are decayed, and the update against the formula of Loshchilov and Hutter."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -26,11 +27,14 @@ def test_only_matrices_are_decayed_and_a_tied_weight_counts_once():
     assert all(group["fused"] for group in optimizer.param_groups)
 
 
-def test_two_updates_equal_the_formula():
+@pytest.mark.parametrize("corrected", [True, False])
+def test_two_updates_equal_the_formula(corrected):
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
     start = {name: p.detach().clone().double() for name, p in model.named_parameters()}
-    optimizer = adamw(model, learning_rate=0.01, betas=(0.8, 0.9), epsilon=1e-6, weight_decay=0.5)
+    optimizer = adamw(
+        model, learning_rate=0.01, betas=(0.8, 0.9), epsilon=1e-6, weight_decay=0.5, bias_correction=corrected
+    )
     moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in start.items()}
     for step in (1, 2):
         for name, p in model.named_parameters():
@@ -41,7 +45,8 @@ def test_two_updates_equal_the_formula():
             second = 0.9 * second + 0.1 * gradient**2
             moments[name] = first, second
             start[name] = start[name] * (1 - 0.01 * (0.5 if p.dim() == 2 else 0.0))
-            start[name] -= 0.01 * (first / (1 - 0.8**step)) / ((second / (1 - 0.9**step)).sqrt() + 1e-6)
+            first_correction, second_correction = (1 - 0.8**step, 1 - 0.9**step) if corrected else (1.0, 1.0)
+            start[name] -= 0.01 * (first / first_correction) / ((second / second_correction).sqrt() + 1e-6)
         optimizer.step()
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.detach().double(), start[name], rtol=0, atol=1e-6)

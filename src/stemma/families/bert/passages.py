@@ -173,18 +173,17 @@ class SentencePairs:
         return chosen[:slots]
 
     def _random_text(self, document: int, wanted: int, rng: np.random.Generator) -> np.ndarray:
-        """Return whole sentences of another document, at least `wanted` tokens unless that document ends before."""
-        place = int(rng.integers(len(self._not_empty) - 1))
-        other = int(self._not_empty[place + (self._not_empty[place] >= document)])
+        """Return sentences from a random place of another document, `wanted` tokens or more unless it ends before."""
+        number = int(rng.integers(len(self._not_empty) - 1))
+        other = int(self._not_empty[number + (self._not_empty[number] >= document)])
         start, end = self.split.bounds(other)
-        first = int(rng.integers(start + 1, end))
-        # The first sentence that begins here or after, or what is left of the one at the document's end.
-        window = self.split.tokens.read(first, min(first + max(wanted, 1) + 2 * LONGEST_SENTENCE, end))
+        place = int(rng.integers(start + 1, end))
+        begin = max(place - LONGEST_SENTENCE, start + 1)
+        window = self.split.tokens.read(begin, min(place + max(wanted, 1) + LONGEST_SENTENCE, end))
         bounds = self.tokens.sentences(window)
-        if first > start + 1 and len(bounds) > 2:
-            bounds = bounds[1:]
-        stop = bounds[1:][min(int(np.searchsorted(bounds[1:] - bounds[0], wanted)), len(bounds) - 2)]
-        return window[bounds[0] : stop]
+        bounds = bounds[int(np.searchsorted(bounds[1:], place - begin, side="right")) :]  # from the sentence there on
+        stops = bounds[1:]
+        return window[bounds[0] : stops[min(int(np.searchsorted(stops - bounds[0], wanted)), len(stops) - 1)]]
 
 
 class FullSentences:
@@ -227,7 +226,7 @@ class FullSentences:
         window = window[np.argmax(window != self.tokens.separator) :]
         separators = window == self.tokens.separator
         # A separator takes one place, as [SEP]; where the next document stands apart, its [CLS] takes another.
-        cost = np.cumsum(1 + (separators if self.separate else 0))
+        cost = np.cumsum(np.where(separators & self.separate, 2, 1))
         fitting = int(np.searchsorted(cost, self.most, side="right"))
         whole = self.tokens.sentences(window[: fitting + 1])[1:-1]
         text = window[: whole[-1] if len(whole) else fitting]

@@ -19,7 +19,8 @@ LONGEST_SENTENCE = 64
 _ENDS = (".", "!", "?", "…")
 _ENDS_WITHOUT_SPACE = ("。", "！", "？", "｡")  # scripts that put no space between sentences
 _CLOSES = "\"'”’»)]}"
-_LETTERS, _DIGITS, _OTHERS = 1, 2, 3
+# What a token begins or ends with; a single space, where it is a token, belongs to what follows.
+_NOTHING, _LETTERS, _DIGITS, _OTHERS, _SPACE = range(5)
 
 
 def prepare_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
@@ -84,7 +85,8 @@ class BERTTokens:
         """Return bool, of the shape of int [n] tokens: whether a word begins there. A special token is a word."""
         starts = self._begins_apart[tokens]
         if not self.wordpiece:
-            starts[1:] |= self._first_kind[tokens[1:]] != self._last_kind[tokens[:-1]]
+            other_kind = self._first_kind[tokens[1:]] != self._last_kind[tokens[:-1]]
+            starts[1:] |= other_kind & (self._last_kind[tokens[:-1]] != _SPACE)
         starts[:1] = True
         return starts
 
@@ -129,7 +131,7 @@ class BERTTokens:
 
     @cached_property
     def _last_kind(self) -> np.ndarray:
-        return np.array([_kind(text.rstrip()[-1:]) for text in self.texts])
+        return np.array([_SPACE if text == " " else _kind(text.rstrip()[-1:]) for text in self.texts])
 
     @cached_property
     def _ends(self) -> np.ndarray:
@@ -147,7 +149,7 @@ class BERTTokens:
 
 def _kind(character: str) -> int:
     if not character:
-        return 0  # white space, special
+        return _NOTHING  # white space, special
     category = unicodedata.category(character)[0]
     # U+FFFD stands for a part of a character, which outside ASCII is most often a letter.
     if category in "LM" or character == "\ufffd":
