@@ -141,3 +141,18 @@ def test_copies_of_a_prompt_and_their_reordering(model_of, variant):
 def test_memory_is_what_the_docstring_says():
     cache = DenseCache(layers=3, heads=4, head_dim=16, rows=5, capacity=100, dtype=torch.bfloat16)
     assert cache.keys.nbytes + cache.values.nbytes == 2 * 3 * 5 * 4 * 100 * 16 * 2
+
+
+def test_a_bfloat16_model_is_no_less_exact_with_the_cache(model_of):
+    prompts = random_prompts((9, 4))
+    with torch.no_grad():
+        exact = torch.stack([model_of("gpt3")(torch.tensor([prompt + [7, 8]]))[0, -1] for prompt in prompts])
+        model = model_of("gpt3").to(torch.bfloat16)
+        plain = torch.stack([next_logits(model, [*prompt, 7, 8]) for prompt in prompts]).float()
+        decoder = Decoder(model, prompts, new_tokens=3)
+        decoder.read_prompts()
+        decoder.step(torch.tensor([7, 7]))
+        cached = decoder.step(torch.tensor([8, 8]))
+    assert decoder.cache.keys.dtype == torch.float32  # bfloat16 attention of single queries is slow on a CPU
+    assert cached.dtype == torch.float32
+    assert (cached - exact).abs().mean() < 1.2 * (plain - exact).abs().mean() < 0.1 * exact.std()

@@ -25,7 +25,7 @@ FinishReason = Literal["end", "stop", "length", "context"]
 
 _MOST_ROWS = 64  # more texts, or more than fit into so large a cache, are generated one batch after another
 _CACHE_BYTES = 2**30
-_PACK_FROM = 16  # new tokens from which packing the weights pays
+PACK_FROM = 16  # new tokens from which packing the weights pays
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ class Job:
         return max(1, min(_MOST_ROWS, _CACHE_BYTES // row_bytes, len(self.texts)))
 
     def _fast_products(self, rows: int) -> AbstractContextManager[None]:
-        return prepacked(self.model, rows) if self.max_new_tokens >= _PACK_FROM else nullcontext()
+        return prepacked(self.model, rows) if self.max_new_tokens >= PACK_FROM else nullcontext()
 
     def _fitted(self, tokens: list[int], number: int, truncate: bool) -> list[int]:
         """Return a prompt's tokens as the model will read them."""

@@ -92,7 +92,7 @@ class _Packing:
                 maps = (module.query, module.key, module.value)
                 self._replace(module, "project", _projection(self._linear(maps), module.heads))
                 done |= set(maps)
-            elif isinstance(module, FeedForward):
+            elif type(module) is FeedForward:
                 fused = next((fused for name, fused in _FUSED.items() if ACTIVATIONS[name] is module.activation), None)
                 if fused is not None:
                     self._replace(module, "forward", _feed_forward(self._linear([module.up], *fused), module.down))
@@ -100,6 +100,10 @@ class _Packing:
         for module in model.modules():
             if isinstance(module, nn.Linear) and module not in done:
                 self._replace(module, "forward", self._linear([module]))
+            elif isinstance(module, nn.Dropout):
+                self._replace(module, "forward", _identity)
+            elif isinstance(module, nn.LayerNorm):
+                self._replace(module, "forward", _layer_norm(module))
 
     @torch.no_grad()
     def undo(self) -> None:
@@ -161,6 +165,20 @@ def _projection(product: _Product, heads: int) -> Callable[[Tensor], tuple[Tenso
         return query, key, value
 
     return project
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
+
+
+def _layer_norm(module: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
+    """Return the norm's `forward` without the checks that cost as much as a norm of one row."""
+    shape, weight, bias, epsilon = module.normalized_shape, module.weight, module.bias, module.eps
+
+    def forward(x: Tensor) -> Tensor:
+        return torch.layer_norm(x, shape, weight, bias, epsilon, False)
+
+    return forward
 
 
 def _feed_forward(up: _Product, down: nn.Linear) -> Callable[[Tensor], Tensor]:

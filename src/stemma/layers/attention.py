@@ -115,8 +115,9 @@ class MultiHeadAttention(nn.Module):
             mask, window = cache.mask(x.shape[1], window), None
             key, value = cache.update(self.layer, key, value)
         dropout = self.dropout if self.training else 0.0
+        query = query.to(key.dtype)  # a cache may be kept in a higher precision than the model's
         mixed = attention(query, key, value, mask, window=window, dropout=dropout, scale=self.scale, bias=bias)
-        return self.output(mixed.transpose(1, 2).flatten(2))
+        return self.output(mixed.transpose(1, 2).flatten(2).to(x.dtype))
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return query, key and value, float [batch, heads, length, head_dim] each, of [batch, length, hidden]."""
