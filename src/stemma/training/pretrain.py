@@ -23,7 +23,7 @@ from stemma.files import cache_directory, write_whole
 from stemma.training.architecture import adapt_tokenizer, build_config, build_objective
 from stemma.training.batches import Plan, derived_seed
 from stemma.training.distributed import Workers, start_workers
-from stemma.training.hardware import prepare_processor, training_flops_per_token
+from stemma.training.hardware import choose_precision, prepare_processor, training_flops_per_token
 from stemma.training.held_out import SampledDocuments
 from stemma.training.objective import Display, HeldOut
 from stemma.training.progress import Silent, quantity
@@ -42,6 +42,7 @@ class Prepared:
     tokenizer: Tokenizer
     corpus: TokenizedCorpus
     task: Task
+    precision: torch.dtype
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -60,6 +61,7 @@ class Prepared:
             "tokens": tokens,
             "epochs": plan.first(task.steps) / len(task.sequences),
             "flops": tokens * training_flops_per_token(model, task.length),
+            "precision": str(self.precision).removeprefix("torch."),
         }
 
 
@@ -151,7 +153,8 @@ def prepare_run(
         held_out=_held_out(recipe, objective, corpus, length),
         fingerprints={"data": sequences.fingerprint, "tokenizer": tokenizer.fingerprint},
     )
-    return Prepared(recipe, tokenizer, corpus, task)
+    precision = choose_precision(recipe.execution.precision, workers.device)
+    return Prepared(recipe, tokenizer, corpus, task, precision)
 
 
 def find_tokenizer(
@@ -219,7 +222,8 @@ def summary_lines(prepared: Prepared) -> list[str]:
         f"tokenizer  {recipe.tokenizer.path or recipe.tokenizer.kind}, {numbers['vocabulary']:,} tokens",
         f"model      {recipe.family}, {numbers['parameters']:,} parameters",
         f"training   {numbers['steps']:,} steps of {numbers['tokens_per_step']:,} tokens = "
-        f"{quantity(numbers['tokens'])} tokens, {numbers['epochs']:.2f} epochs, about {numbers['flops']:.2e} FLOPs",
+        f"{quantity(numbers['tokens'])} tokens, {numbers['epochs']:.2f} epochs, about {numbers['flops']:.2e} FLOPs "
+        f"in {numbers['precision']}",
     ]
 
 
