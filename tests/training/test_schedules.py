@@ -78,5 +78,7 @@ def test_factor_finds_every_schedule(name):
         "gpt1": schedules.gpt1(30, total=100, warmup=10),
     }[name]
     assert schedules.factor(name, 30, total=100, warmup=10, final=0.2) == direct
-    assert schedules.factor(name, 5, total=100, warmup=10, final=0.2) <= (1.0 if name == "t5" else 0.5)  # T5's does not warm up
+    assert schedules.factor(name, 5, total=100, warmup=10, final=0.2) <= (
+        1.0 if name == "t5" else 0.5
+    )  # T5's does not warm up
     assert math.isfinite(schedules.factor(name, 10_000, total=100, warmup=10, final=0.2))

@@ -104,6 +104,7 @@ class TrainingBar(Progress):
     """A bar with the time left, and below it a line of numbers."""
 
     def __init__(self, console: Console, step: int, steps: int) -> None:
+        self._numbers = Text("")  # the base class shows it at once
         super().__init__(
             TextColumn("[bold]step"),
             MofNCompleteColumn(),
@@ -114,7 +115,6 @@ class TrainingBar(Progress):
             expand=True,
             refresh_per_second=4,
         )
-        self._numbers = Text("")
         self._training = self.add_task("", total=steps, completed=step)
 
     def show(self, step: int, numbers: str) -> None:
