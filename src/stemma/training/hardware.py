@@ -1,6 +1,7 @@
 """What the machine can do: precision, the matrix product rate that training is measured against, denormals."""
 
 import time
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,12 +60,17 @@ def matrix_parameters(model: nn.Module) -> int:
     return count
 
 
-def training_flops_per_token(model: nn.Module, length: int) -> float:
+def training_flops_per_token(model: nn.Module, length: int, objective: Any = None) -> float:
     """Estimate the floating-point operations of forward and backward pass per token of sequences of `length`.
 
     6 for each parameter that a token meets, and 6 * layers * hidden * length for the attention, of which a causal mask
     leaves one half of PaLM's 12 (Chowdhery et al. 2022, appendix B). Recomputed activations do not count.
+
+    An `objective` that does not send every token through the whole model has a `training_flops(model, length)` of its
+    own, for one sequence.
     """
+    if hasattr(objective, "training_flops"):
+        return float(objective.training_flops(model, length)) / length
     config = getattr(model, "config", None)
     attention = 6 * getattr(config, "layers", 0) * getattr(config, "hidden", 0) * length
     return 6.0 * matrix_parameters(model) + attention

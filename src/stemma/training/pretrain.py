@@ -60,7 +60,7 @@ class Prepared:
             "tokens_per_step": self.recipe.training.batch * task.length,
             "tokens": tokens,
             "epochs": plan.first(task.steps) / len(task.sequences),
-            "flops": tokens * training_flops_per_token(model, task.length),
+            "flops": tokens * training_flops_per_token(model, task.length, task.objective),
             "precision": str(self.precision).removeprefix("torch."),
         }
 

@@ -94,7 +94,7 @@ class Trainer:
         self.precision = choose_precision(recipe.execution.precision, self.workers.device)
         self.model = task.model.to(self.workers.device)
         self.loss_module = LossModule(self.model, task.objective)
-        self._flops = training_flops_per_token(self.model, task.length)
+        self._flops = training_flops_per_token(self.model, task.length, task.objective)
         if recipe.execution.checkpoint_activations:
             checkpoint_activations(self.model)
         if recipe.execution.compile:
