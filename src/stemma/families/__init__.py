@@ -161,6 +161,8 @@ def save(
     if tokenizer is not None and tokenizer.vocabulary > vocabulary:
         raise InputError(f"the tokenizer has {tokenizer.vocabulary} ids, more than the model's {vocabulary}")
     ends, padding = _special_ids(tokenizer)
+    if "pad_token_id" in config and config["pad_token_id"] is None and tokenizer is not None:
+        config["pad_token_id"] = tokenizer.pad
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     with replace_checkpoint(Path(directory)) as staging:
         write_json(staging / "config.json", {**config, **ends, "dtype": dtype})

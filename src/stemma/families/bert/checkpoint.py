@@ -53,7 +53,7 @@ _DEFAULTS = {
     "hidden_act": "gelu",
 }
 _BUFFER = re.compile(r"(bert\.)?embeddings\.position_ids")
-_DECODER = "cls.predictions.decoder"
+_DECODER_WEIGHT, _DECODER_BIAS = "cls.predictions.decoder.weight", "cls.predictions.decoder.bias"
 _TASK_HEAD = re.compile(r"(classifier|qa_outputs)\.(weight|bias)")
 
 # Parts that a directory may lack: our module, how the names of its tensors begin, and how it is built anew.
@@ -78,7 +78,11 @@ def to_published(model: BERT) -> tuple[dict[str, Any], Iterator[tuple[str, Tenso
         "pad_token_id": None,
         "tie_word_embeddings": config.tie_output,
     }
-    return published, publish(model, _table(config))
+    # The bias has two names where the output is not tied; a file holds no tensor twice.
+    tensors = (
+        (name, tensor.clone() if name == _DECODER_BIAS else tensor) for name, tensor in publish(model, _table(config))
+    )
+    return published, tensors
 
 
 def from_published(
@@ -106,12 +110,12 @@ def from_published(
     ignored = {name for name in tensors if _BUFFER.fullmatch(name) or _TASK_HEAD.fullmatch(name)}
     rows = [row for row in _table(config) if row.parameters[0].split(".")[0] not in missing]
     if tied:
-        ignored |= {f"{_DECODER}.weight", f"{_DECODER}.bias"}
-    elif f"{_DECODER}.bias" in tensors:  # the one that transformers computes with
+        ignored |= {_DECODER_WEIGHT, _DECODER_BIAS}
+    elif _DECODER_BIAS in tensors:  # the one that transformers computes with
         rows = [row for row in rows if row.name != "cls.predictions.bias"]
         ignored.add("cls.predictions.bias")
     else:
-        rows = [row for row in rows if row.name != f"{_DECODER}.bias"]
+        rows = [row for row in rows if row.name != _DECODER_BIAS]
     table = [Stored(_found(row.name, tensors), row.parameters) for row in rows]
     fill(model, table, tensors, ignored=ignored, dtype=dtype, device=device)
     for part in missing:
@@ -151,7 +155,7 @@ def _found(name: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _is_tied(published: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bool:
-    decoder, embedding = f"{_DECODER}.weight", _found("bert.embeddings.word_embeddings.weight", tensors)
+    decoder, embedding = _DECODER_WEIGHT, _found("bert.embeddings.word_embeddings.weight", tensors)
     if decoder not in tensors or embedding not in tensors:
         return True
     if not published.get("tie_word_embeddings", True):
@@ -210,5 +214,5 @@ def _table(config: BERTConfig) -> list[Stored]:
         names |= {f"{theirs}.{kind}": f"{ours}.{kind}" for kind in ("weight", "bias")}
     names["cls.predictions.bias"] = "masked_head.bias"
     if not config.tie_output:
-        names |= {f"{_DECODER}.weight": "masked_head.output.weight", f"{_DECODER}.bias": "masked_head.bias"}
+        names |= {_DECODER_WEIGHT: "masked_head.output.weight", _DECODER_BIAS: "masked_head.bias"}
     return [Stored(theirs, (ours,)) for theirs, ours in names.items()]
