@@ -5,6 +5,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 
@@ -26,8 +27,15 @@ def median(values: Sequence[float]) -> float:
 
 
 def peak_memory() -> int:
-    """Return the largest resident size that this process has had, in bytes (Linux counts in KiB)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Return the largest resident size that this process has had, in bytes.
+
+    On Linux from /proc: `getrusage` there counts the parent's memory too, from before the program was started.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
 def machine() -> str:

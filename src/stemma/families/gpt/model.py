@@ -187,7 +187,7 @@ _GPT3 = GPTConfig(context=2048, attention_pattern=("dense", "banded"))
 
 PRESETS: dict[str, GPTConfig] = {
     "tiny": replace(_GPT2, vocabulary=4096, context=256, layers=4, hidden=192, heads=6),
-    "10m": replace(_GPT2, vocabulary=8192, context=256, layers=5, hidden=352, heads=11),
+    "10m": replace(_GPT2, vocabulary=8192, context=256, layers=4, hidden=384, heads=6),
     "gpt1": _GPT1,
     "gpt2": _GPT2,
     "gpt2-medium": replace(_GPT2, layers=24, hidden=1024, heads=16),
