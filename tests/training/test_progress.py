@@ -18,7 +18,7 @@ VALUES = {
 
 
 def test_numbers_in_words():
-    assert describe(VALUES) == "loss 3.1416  held-out 2.000 bits/byte  12.3k tokens/s  42 % of matmul rate  lr 3.00e-04"
+    assert describe(VALUES) == "loss 3.1416  held-out 2.000 bits/byte  12.3k tokens/s  MFU 42 %  lr 3.00e-04"
     assert describe({"loss": 1.0}) == "loss 1.0000"
     assert [quantity(number) for number in (950, 12_345, 2_615_424, 300e9, 1.5e15)] == [
         "950",

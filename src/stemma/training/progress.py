@@ -129,12 +129,15 @@ class TrainingBar(Progress):
 
 
 def describe(values: Mapping[str, float]) -> str:
-    """Put the numbers of a step in words; those that are absent are left out."""
+    """Put the numbers of a step in words; those that are absent are left out.
+
+    MFU, model FLOP utilisation, is the share of the machine's own matrix product rate that the model's products reach.
+    """
     parts = {
         "loss": lambda x: f"loss {x:.4f}",
         "bits_per_byte": lambda x: f"held-out {x:.3f} bits/byte",
         "tokens_per_second": lambda x: f"{quantity(x)} tokens/s",
-        "utilisation": lambda x: f"{100 * x:.0f} % of matmul rate",
+        "utilisation": lambda x: f"MFU {100 * x:.0f} %",
         "learning_rate": lambda x: f"lr {x:.2e}",
     }
     return "  ".join(words(values[name]) for name, words in parts.items() if values.get(name) is not None)

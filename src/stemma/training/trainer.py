@@ -92,7 +92,8 @@ class Trainer:
         self.saver = Saver(directory, publish, self.workers, keep=recipe.output.keep, say=self.display.say)
         self.progress = Progress()
         self.precision = choose_precision(recipe.execution.precision, self.workers.device)
-        self.model = task.model.to(self.workers.device)
+        # Sharding moves block by block: the whole need not fit on one device.
+        self.model = task.model if self.workers.mesh else task.model.to(self.workers.device)
         self.loss_module = LossModule(self.model, task.objective)
         self._flops = training_flops_per_token(self.model, task.length, task.objective)
         if recipe.execution.checkpoint_activations:
