@@ -24,6 +24,10 @@ MASKS = {
     "window": Mask(causal=True, window=5),
     "two-sided window": Mask(window=3),
     "prefix": Mask(causal=True, prefix_lengths=PREFIX),
+    "right to left": Mask(causal=True, reverse=torch.tensor([True, False])),
+    "right to left, prefix, window, padding": Mask(
+        causal=True, reverse=torch.tensor([False, True]), prefix_lengths=PREFIX, window=6, key_padding=PADDING
+    ),
     "documents": Mask(causal=True, document_ids=DOCUMENTS),
     "documents both ways": Mask(document_ids=DOCUMENTS),
     "documents and window": Mask(causal=True, document_ids=DOCUMENTS, window=4),
@@ -34,11 +38,13 @@ MASKS = {
 
 def may_see(mask: Mask, row: int, query: int, key: int) -> bool:
     """The definition of `Mask`, one pair of tokens at a time."""
-    allowed = not mask.causal or key <= query
+    reverse = mask.reverse is not None and mask.reverse[row]
+    allowed = not mask.causal or (key >= query if reverse else key <= query)
     if mask.prefix_lengths is not None:
         allowed = allowed or key < mask.prefix_lengths[row]
     if mask.window is not None:
-        allowed = allowed and query - key < mask.window and (mask.causal or key - query < mask.window)
+        ahead = mask.causal and mask.reverse is None  # nothing that is seen lies beyond the window on that side
+        allowed = allowed and query - key < mask.window and (ahead or key - query < mask.window)
     if mask.document_ids is not None:
         allowed = allowed and mask.document_ids[row, query] == mask.document_ids[row, key]
     if mask.key_padding is not None:

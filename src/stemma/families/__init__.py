@@ -40,6 +40,8 @@ from stemma.families.t5 import checkpoint as t5_checkpoint
 from stemma.families.t5.model import PRESETS as T5_PRESETS
 from stemma.families.t5.model import T5, T5Config
 from stemma.families.t5.objective import PrefixLM, SpanCorruption
+from stemma.families.unilm.model import PRESETS as UNILM_PRESETS
+from stemma.families.unilm.objective import ClozeMixture
 
 if TYPE_CHECKING:
     from stemma.data.tokenizers import Tokenizer
@@ -102,6 +104,16 @@ FAMILIES: dict[str, Family] = {
         model_types=t5_checkpoint.MODEL_TYPES,
         to_published=t5_checkpoint.to_published,
         from_published=t5_checkpoint.from_published,
+    ),
+    # Published and loaded as the BERT that it is, with six segments.
+    "unilm": Family(
+        config=BERTConfig,
+        model=BERT,
+        presets=UNILM_PRESETS,
+        objectives={"cloze-mixture": ClozeMixture},
+        model_types=(),
+        to_published=bert_checkpoint.to_published,
+        from_published=bert_checkpoint.from_published,
     ),
 }
 

@@ -215,7 +215,7 @@ def _fill(model: Any, ids: GLMTokens, rows: list[Row], sampling: Sampling, seed:
         scores = log_probabilities_of(chosen, logits)
         for row, token, score in zip(rows, chosen.tolist(), scores.tolist(), strict=True):
             row.accept(token, score)
-        order = _without_finished(rows)
+        order = rows_to_keep([row.finished for row in rows])
         if len(order) < len(rows):
             decoder.cache.keep(order)
             rows = [rows[index] for index in order]
@@ -325,10 +325,10 @@ def _check(model: Any, ids: GLMTokens, contexts: Sequence[list[int]], limit: int
             raise InputError(f"text {number + 1} has {len(context)} tokens, the model {most} positions: shorten it")
 
 
-def _without_finished(rows: Sequence[Row]) -> list[int]:
-    """Return which rows to keep, in an order that fills the places of finished ones from the end."""
-    kept = [index for index, row in enumerate(rows) if not row.finished]
-    return [index if not rows[index].finished else kept.pop() for index in range(len(kept))]
+def rows_to_keep(finished: Sequence[bool]) -> list[int]:
+    """Return the rows that are not finished, in an order that fills the places of finished ones from the end."""
+    kept = [row for row, done in enumerate(finished) if not done]
+    return [row if not finished[row] else kept.pop() for row in range(len(kept))]
 
 
 def _filling(row: Row, tokenizer: "Tokenizer", seed: int) -> Filling:

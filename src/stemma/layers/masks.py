@@ -24,6 +24,7 @@ class Mask:
 
     Args:
         causal: a query sees no key after itself.
+        reverse: bool [batch]; in these rows `causal` runs from right to left: a query sees no key before itself.
         prefix_lengths: int [batch]; the first so many keys are seen by all queries, `causal` notwithstanding.
         window: a query sees itself and the `window - 1` keys before it (and, if not causal, after it).
         document_ids: int [batch, keys]; a query sees the keys of its own document only.
@@ -34,6 +35,7 @@ class Mask:
     """
 
     causal: bool = False
+    reverse: Tensor | None = None
     prefix_lengths: Tensor | None = None
     window: int | None = None
     document_ids: Tensor | None = None
@@ -64,7 +66,7 @@ class Mask:
     def _lower(self, query: Tensor, key: Tensor, window: int | None, plain: bool) -> "LoweredMask":
         queries, keys, device = query.shape[-2], key.shape[-2], query.device
         square = queries == keys and self.query_positions is None
-        others = (self.prefix_lengths, window, self.key_padding)
+        others = (self.reverse, self.prefix_lengths, window, self.key_padding)
         if square and all(part is None for part in others):
             if self.document_ids is None:
                 return LoweredMask(is_causal=self.causal)
@@ -96,11 +98,13 @@ class Mask:
         allowed = key == key
         if self.causal:
             allowed = key <= query
+            if self.reverse is not None:
+                allowed = torch.where(self.reverse[row], key >= query, allowed)
         if self.prefix_lengths is not None:
             allowed = allowed | (key < self.prefix_lengths[row])
         if window is not None:
             allowed = allowed & (query - key < window)
-            if not self.causal:
+            if not self.causal or self.reverse is not None:
                 allowed = allowed & (key - query < window)
         if self.document_ids is not None:
             allowed = allowed & (self.document_ids[row, query] == self.document_ids[row, key])

@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import SkipValidation
 from torch import Tensor
 
+from stemma.data.stretches import stretches
 from stemma.errors import InputError
 from stemma.families.glm import tokens as special_tokens
 from stemma.families.glm.examples import (
@@ -125,7 +126,7 @@ class BlankInfilling:
 
     def held_out(self, split: "TokenizedSplit", length: int, batch_size: int) -> Iterator[dict[str, Tensor]]:
         """Yield batches of examples over a split, the same each time."""
-        numbered = enumerate(_stretches(split, length + 1))
+        numbered = enumerate(stretches(split, length + 1, least=_SHORTEST))
         examples = (self.example(tokens, np.random.default_rng([0, number])) for number, tokens in numbered)
         while batch := list(islice(examples, batch_size)):
             yield self.collate(batch)
@@ -233,19 +234,3 @@ def sample_of(stretch: np.ndarray, tokens: GLMTokens) -> np.ndarray:
     sample[first], sample[first + 1] = tokens.end, tokens.beginning
     sample = np.concatenate([[tokens.beginning], sample])[:length]
     return sample[:-1] if len(sample) > 1 and sample[-1] == tokens.beginning else sample
-
-
-def _stretches(split: "TokenizedSplit", length: int) -> Iterator[np.ndarray]:
-    """Cut the documents of a split, one behind the other, into int64 [length]; the last one may be shorter."""
-    waiting = np.zeros(0, np.int64)
-    for index in range(split.documents):
-        start, stop = split.bounds(index)
-        while start < stop:
-            taken = min(stop - start, length - len(waiting))
-            waiting = np.concatenate([waiting, split.tokens.read(start, start + taken).astype(np.int64)])
-            start += taken
-            if len(waiting) == length:
-                yield waiting
-                waiting = waiting[:0]
-    if len(waiting) >= _SHORTEST:
-        yield waiting
