@@ -39,7 +39,8 @@ def generate(
 
     Args:
         model: a language model of `stemma.load`, in eval mode. tokenizer: the model's.
-        prompt: an empty one begins a new text.
+        prompt: an empty one begins a new text. An encoder-decoder (T5) writes about its prompt instead of going on with
+            it, and reads <extra_id_0>, <extra_id_1>, ... in it as its gaps.
         max_new_tokens: a continuation ends there at the latest.
         temperature: 0 takes the most likely token each time; 1 is the model's own distribution; less is safer.
         top_k, top_p, min_p, repetition_penalty: see `inference.sampling.Sampling`.

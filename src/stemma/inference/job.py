@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from stemma.errors import InputError
+from stemma.families.t5.tokens import encode_source
 from stemma.inference.beam import beam_search
 from stemma.inference.decoder import Decoder
+from stemma.inference.encoder_decoder import SourceDecoder, reads_source
 from stemma.inference.prepacked import prepacked
 from stemma.inference.sampling import Sampling, log_probabilities_of, uniforms
 from stemma.inference.text_stream import TextStream
@@ -99,15 +101,19 @@ class Job:
         self.max_new_tokens, self.stop, self.log_probabilities = max_new_tokens, stop, log_probabilities
         self.seed = secrets.randbits(32) if seed is None else seed
         self.end = _end_of_text(tokenizer)
-        encoded = tokenizer.encode_batch(list(prompts))
-        self.prompts = [self._fitted(tokens, number, truncate) for number, tokens in enumerate(encoded)]
+        self.about = reads_source(model)  # the texts are written about their prompts; else they go on with them
+        if self.about:
+            self.prompts = [encode_source(tokenizer, prompt) for prompt in prompts]
+        else:
+            encoded = tokenizer.encode_batch(list(prompts))
+            self.prompts = [self._fitted(tokens, number, truncate) for number, tokens in enumerate(encoded)]
         self.texts = [
             Text(
                 number,
                 sample,
                 tokens,
-                limit=min(max_new_tokens, model.config.context - len(tokens) + 1),
-                stream=TextStream(tokenizer, stop, before=tokens[-1:]),
+                limit=max_new_tokens if self.about else min(max_new_tokens, model.config.context - len(tokens) + 1),
+                stream=TextStream(tokenizer, stop, before=() if self.about else tokens[-1:]),
             )
             for number, tokens in enumerate(self.prompts)
             for sample in range(samples)
@@ -152,7 +158,7 @@ class Job:
     def _run_batch(self, texts: list[Text]) -> Iterator[tuple[Text, str]]:
         prompts, copies = _grouped(texts)
         steps = max(text.limit for text in texts)
-        decoder = Decoder(self.model, prompts, copies=copies, new_tokens=steps)
+        decoder = self._decoder(prompts, copies, steps)
         uniform = self._uniform(texts, steps)
         seen = self._seen(texts)
         logits = decoder.read_prompts()
@@ -187,13 +193,17 @@ class Job:
         prompts = [self.prompts[number] for number in numbers]
         texts = [self.texts[number * self.samples : (number + 1) * self.samples] for number in numbers]
         limits = [group[0].limit for group in texts]
-        decoder = Decoder(self.model, prompts, copies=[beams] * len(prompts), new_tokens=max(limits))
+        decoder = self._decoder(prompts, [beams] * len(prompts), max(limits))
         found = beam_search(decoder, beams=beams, limits=limits, end=self.end, length_penalty=length_penalty)
         for group, hypotheses in zip(texts, found, strict=True):
             for text, hypothesis in zip(group, hypotheses, strict=False):
                 text.score = hypothesis.score
                 for token, score in zip(hypothesis.tokens, hypothesis.log_probabilities, strict=True):
                     text.accept(token, score, self.end)
+
+    def _decoder(self, prompts: list[list[int]], copies: list[int], new_tokens: int) -> Decoder:
+        kind = SourceDecoder if self.about else Decoder
+        return kind(self.model, prompts, copies=copies, new_tokens=new_tokens)
 
     def _uniform(self, texts: list[Text], steps: int) -> Tensor | None:
         """The draws, float64 [rows, steps]."""
@@ -208,7 +218,7 @@ class Job:
             return None
         seen = torch.zeros(len(texts), self.model.config.vocabulary, dtype=torch.bool)
         for row, text in zip(seen, texts, strict=True):
-            row[text.tokens] = True
+            row[[self.model.config.start] if self.about else text.tokens] = True
         return seen.to(self.model.output_weight.device)
 
     def _rows_at_once(self) -> int:

@@ -53,10 +53,11 @@ class CrossAttention(nn.Module):
         if shared > 1:  # the copies become further queries of the same source
             query = query.unflatten(0, (len(key), shared)).transpose(1, 2).flatten(2, 3)
         dropout = self.dropout if self.training else 0.0
+        query = query.to(key.dtype)  # a cache may be kept in a higher precision than the model's
         mixed = attention(query, key, value, mask, dropout=dropout, scale=self.scale)
         if shared > 1:
             mixed = mixed.unflatten(2, (shared, length)).transpose(1, 2).flatten(0, 1)
-        return self.output(mixed.transpose(1, 2).flatten(2))
+        return self.output(mixed.transpose(1, 2).flatten(2).to(x.dtype))
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [batch, heads, length, head_dim]

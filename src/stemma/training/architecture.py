@@ -11,7 +11,7 @@ from stemma.errors import InputError, closest
 from stemma.families import FAMILIES, Family
 from stemma.families.bert.tokens import BERTTokens
 from stemma.families.glm.tokens import GLMTokens
-from stemma.families.t5.objective import sentinel_ids
+from stemma.families.t5.tokens import sentinel_ids
 
 # Says where a key of the recipe was written: "file:line: model.heads".
 Where = Callable[[Sequence[str]], str]

@@ -7,10 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stemma.data.tokenizers import train_tokenizer
 from stemma.errors import InputError
 from stemma.families.t5.model import T5, T5Config
-from stemma.families.t5.objective import PrefixLM, SpanCorruption, sentinel_ids
+from stemma.families.t5.objective import PrefixLM, SpanCorruption
 
 END, VOCABULARY, SENTINELS = 1, 61, (60, 59, 58, 57)
 TOKENS = np.arange(10, 20)
@@ -91,16 +90,6 @@ def test_the_variants_of_the_paper():
 def test_numbers_out_of_range_are_refused(option, value):
     with pytest.raises(InputError, match=f"objective.{option}: {value}"):
         objective(**{option: value})
-
-
-def test_own_tokenizers_get_sentinels_at_their_end():
-    tokenizer = train_tokenizer(["the quick brown fox " * 20], "bpe", 300)
-    adapted = SpanCorruption.prepare_tokenizer(tokenizer, {})
-    ids = sentinel_ids(adapted)
-    assert ids == tuple(range(tokenizer.vocabulary + 99, tokenizer.vocabulary - 1, -1))
-    assert sentinel_ids(SpanCorruption.prepare_tokenizer(adapted, {})) == ids
-    assert adapted.encode("the <extra_id_0> fox") == tokenizer.encode("the <extra_id_0> fox")
-    assert not set(adapted.encode("<extra_id_0>")) & set(ids)
 
 
 def ragged_batch() -> dict[str, torch.Tensor]:

@@ -11,7 +11,7 @@ from pydantic import SkipValidation
 from torch import Tensor
 
 from stemma.errors import InputError
-from stemma.families.t5 import corruption
+from stemma.families.t5 import corruption, tokens
 from stemma.families.t5.model import T5
 from stemma.layers.cross_entropy import linear_cross_entropy
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from stemma.data.tokenizers import Tokenizer
 
 IGNORED = -100
-SENTINELS = 100
 
 Noise = Literal["spans", "tokens", "suffix", "all"]
 SourceForm = Literal["sentinels", "drop", "mask", "mask-or-random", "shuffle"]
@@ -75,8 +74,8 @@ class SpanCorruption:
 
     @staticmethod
     def prepare_tokenizer(tokenizer: "Tokenizer", options: Mapping[str, Any]) -> "Tokenizer":
-        """Return the tokenizer with T5's sentinels: those it lacks are appended, <extra_id_0> last."""
-        return tokenizer.with_special_tokens(*(f"<extra_id_{index}>" for index in reversed(range(SENTINELS))))
+        """Return the tokenizer with T5's sentinels."""
+        return tokens.prepare_tokenizer(tokenizer)
 
     def example(self, tokens: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Turn int64 [length + 1] tokens into `source` and `target`, int64, with the token that ends each.
@@ -179,13 +178,6 @@ class PrefixLM(SpanCorruption):
     noise: Noise = "suffix"
     source: SourceForm = "drop"
     target: TargetForm = "drop"
-
-
-def sentinel_ids(tokenizer: "Tokenizer") -> tuple[int, ...]:
-    """Return the ids of <extra_id_0>, <extra_id_1>, ..., as many as the tokenizer has."""
-    names = (f"<extra_id_{index}>" for index in range(SENTINELS))
-    ids = (tokenizer.backend.token_to_id(name) for name in names)
-    return tuple(index for index in ids if index is not None)
 
 
 def _pieces(split: "TokenizedSplit", length: int) -> Iterator[np.ndarray]:
