@@ -62,7 +62,8 @@ def test_every_verb_has_help_with_an_example(verb):
 
 
 def test_help_does_not_import_the_heavy_libraries():
-    code = "import sys; sys.argv = ['stemma', '--help']\nfrom stemma.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    code = "import sys; sys.argv = ['stemma', '--help']\nfrom stemma.cli import main\n"
+    code += "try: main()\nexcept SystemExit: pass\n"
     code += "print([name for name in ('torch', 'tokenizers', 'datasets', 'numpy') if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.splitlines()[-1] == "[]"

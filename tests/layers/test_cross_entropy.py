@@ -22,7 +22,7 @@ def problem(ignored: float):
 @pytest.mark.parametrize("ignored", [0.0, 0.4])
 @pytest.mark.parametrize("divisor", [None, 1000])
 def test_value_and_gradients_over_several_chunks(monkeypatch, ignored, divisor):
-    monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", 64 * VOCABULARY)  # five chunks, the last one short
+    monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", 64 * 4 * VOCABULARY)  # five chunks, the last one short
     hidden, weight, targets = problem(ignored)
     loss = linear_cross_entropy(hidden, weight, targets, divisor=divisor)
     (3 * loss).backward()
@@ -37,7 +37,7 @@ def test_value_and_gradients_over_several_chunks(monkeypatch, ignored, divisor):
 
 @pytest.mark.parametrize("needed", [(True, True, True), (False, False, True), (True, True, False)])
 def test_a_bias(monkeypatch, needed):
-    monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", 64 * VOCABULARY)
+    monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", 64 * 4 * VOCABULARY)
     hidden, weight, targets = problem(0.4)
     bias = torch.randn(VOCABULARY, requires_grad=True)
     inputs = [tensor for tensor, wanted in zip((hidden, weight, bias), needed, strict=True) if wanted]
@@ -70,7 +70,7 @@ def test_autocast_stays_near_float32():
 
 def test_logits_are_never_held_whole(monkeypatch):
     """The largest tensor that the function makes is a chunk, or a gradient, never [tokens, vocabulary]."""
-    monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", 64 * VOCABULARY)
+    monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", 64 * 4 * VOCABULARY)
     hidden, weight, targets = problem(0.0)
     with torch.profiler.profile(record_shapes=True) as profile:
         linear_cross_entropy(hidden, weight, targets).backward()

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 import torch._dynamo  # which torch's optimizers import, at length
-from conftest import make_model, make_recipe, make_trainer
+from small_runs import make_model, make_recipe, make_trainer
 
 from stemma.training.pretrain import publisher
 from stemma.training.run_directory import claim, locked

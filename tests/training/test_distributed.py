@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
-from conftest import Uneven, make_model, make_recipe, make_trainer
 from safetensors.torch import load_file
+from small_runs import Uneven, make_model, make_recipe, make_trainer
 from torch import nn
 
 from stemma.training.distributed import blocks_of, joined_workers

@@ -8,8 +8,8 @@ from torch.autograd.function import once_differentiable
 
 from stemma.layers.linear import linear
 
-# Floats of one chunk of logits: 64 MiB in float32. Smaller chunks starve the matrix product, larger ones the memory.
-CHUNK_ELEMENTS = 16 * 2**20
+# Bytes of one chunk of logits, as the product gives them. Smaller chunks starve the product, larger ones the memory.
+CHUNK_BYTES = 128 * 2**20
 
 
 def linear_cross_entropy(
@@ -40,10 +40,6 @@ def linear_cross_entropy(
             hidden, targets = hidden[kept], targets[kept]
     if divisor is None:
         divisor = (targets != ignore_index).sum().clamp_min(1)
-    if torch.is_autocast_enabled(hidden.device.type):
-        dtype = torch.get_autocast_dtype(hidden.device.type)
-        hidden, weight = hidden.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
     if not torch.is_grad_enabled():  # a Function's needs_input_grad does not know of no_grad
         hidden, weight = hidden.detach(), weight.detach()
         bias = None if bias is None else bias.detach()
@@ -62,44 +58,49 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ignore_index: int,
     ) -> Tensor:
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        # Cast in here, so that the gradients are summed and returned in the parameters' own precision.
+        dtype, device = hidden.dtype, hidden.device
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        states, matrix = hidden.to(dtype), weight.to(dtype)
+        offset = None if bias is None else bias.to(dtype)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needs_bias else None
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        rows = max(64, CHUNK_ELEMENTS // weight.shape[0])
+        total = torch.zeros((), dtype=torch.float32, device=device)
+        rows = max(64, CHUNK_BYTES // (weight.shape[0] * dtype.itemsize))
         for start in range(0, hidden.shape[0], rows):
-            chunk, target = hidden[start : start + rows], targets[start : start + rows]
+            chunk, target = states[start : start + rows], targets[start : start + rows]
             kept = target != ignore_index
             index = target.where(kept, 0).unsqueeze(1)
-            log_probabilities = linear(chunk, weight, bias).float().log_softmax(-1)  # [rows, vocabulary]
+            log_probabilities = linear(chunk, matrix, offset).float().log_softmax(-1)  # [rows, vocabulary]
             total -= (log_probabilities.gather(1, index).squeeze(1) * kept).sum()
             if not (needs_hidden or needs_weight or needs_bias):
                 continue
             # d(loss) / d(logits) = (softmax - one-hot) / divisor
             grad_logits = log_probabilities.exp_()
-            grad_logits[torch.arange(len(target), device=target.device), index.squeeze(1)] -= 1.0
-            grad_logits = grad_logits.mul_((kept / divisor).unsqueeze(1)).to(weight.dtype)
+            grad_logits[torch.arange(len(target), device=device), index.squeeze(1)] -= 1.0
+            grad_logits = grad_logits.mul_((kept / divisor).unsqueeze(1)).to(dtype)
             if grad_hidden is not None:
-                grad_hidden[start : start + rows] = linear(grad_logits, weight.t())
+                grad_hidden[start : start + rows] = linear(grad_logits, matrix.t())
             if grad_weight is not None:
-                if weight.dtype == torch.float32:
+                if dtype == torch.float32:
                     grad_weight.addmm_(grad_logits.t(), chunk)
                 else:
                     grad_weight += grad_logits.t() @ chunk
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(0)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
-        ctx.weight_dtype = weight.dtype
+        ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
         return total / divisor
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
-        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
-        if grad_hidden is not None:
-            grad_hidden = grad_hidden * grad
-        if grad_weight is not None:
-            grad_weight = (grad_weight * grad).to(ctx.weight_dtype)
-        if grad_bias is not None:
-            grad_bias = (grad_bias * grad).to(ctx.weight_dtype)
-        return grad_hidden, grad_weight, grad_bias, None, None, None
+        hidden, weight, bias = ctx.saved_tensors
+        if grad.device.type != "cpu" or grad != 1:  # nearly always 1, and the weight's gradient is large
+            hidden, weight, bias = (None if part is None else part * grad for part in (hidden, weight, bias))
+        weight_dtype, bias_dtype = ctx.dtypes
+        weight = None if weight is None else weight.to(weight_dtype)
+        bias = None if bias is None else bias.to(bias_dtype)
+        return hidden, weight, bias, None, None, None

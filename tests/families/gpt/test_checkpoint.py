@@ -272,15 +272,14 @@ def test_output_matrix_on_disk_decides_whether_the_model_is_tied(shape: str, tmp
 
 
 def test_vocabulary_padding_is_never_on_disk(tmp_path: Path) -> None:
-    config = GPTConfig(vocabulary=70, context=8, layers=1, hidden=8, heads=2, tie_output=False)
+    config = GPTConfig(vocabulary=70, context=8, layers=1, hidden=8, heads=2, tie_output=False, vocabulary_multiple=64)
     model = GPT(config)
     assert model.token_embedding.weight.shape == (128, 8)
     save(model, None, tmp_path)
     assert stored(tmp_path)["transformer.wte.weight"].shape == (70, 8)
     assert stored(tmp_path)["lm_head.weight"].shape == (70, 8)
     again = load(tmp_path)
-    assert again.token_embedding.weight.shape == (128, 8)
-    assert torch.equal(again.token_embedding.weight[70:], torch.zeros(58, 8))
+    assert torch.equal(again.token_embedding.weight, model.token_embedding.weight[:70])
     assert again(some_tokens(70, 8)).shape == (3, 8, 70)
 
 

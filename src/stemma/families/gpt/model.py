@@ -33,8 +33,8 @@ class GPTConfig:
             alternates ("dense", "banded"), its band width is not published.
         tie_output: the output projection is the token embedding.
         position_std: of the initial position embeddings: 0.01 in OpenAI's GPT-2 code, 0.02 everywhere else.
-        vocabulary_multiple: the embedding has rows up to the next multiple, for speed; they are never predicted or
-            saved.
+        vocabulary_multiple: the embedding has rows up to the next multiple (64 makes the output projection
+            faster on GPUs); they are never predicted or saved.
     """
 
     vocabulary: int = 50257
@@ -52,7 +52,7 @@ class GPTConfig:
     band: int = 256
     tie_output: bool = True
     position_std: float = 0.01
-    vocabulary_multiple: int = 64
+    vocabulary_multiple: int = 1
 
     def __post_init__(self) -> None:
         if self.hidden % self.heads:
@@ -178,7 +178,8 @@ class GPT(nn.Module):
     def output_weight(self) -> Tensor:
         """The output projection, float [vocabulary, hidden], without the padding rows."""
         weight = self.token_embedding.weight if self.output is None else self.output.weight
-        return weight[: self.config.vocabulary]
+        # A slice of everything would still cost a copy of its gradient.
+        return weight if len(weight) == self.config.vocabulary else weight[: self.config.vocabulary]
 
 
 _GPT1 = GPTConfig(vocabulary=40478, context=512, norm="post", dropout=0.1, attention_dropout=0.1, position_std=0.02)
