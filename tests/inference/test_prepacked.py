@@ -28,32 +28,40 @@ needs_onednn = pytest.mark.skipif(
 @pytest.mark.parametrize("rows", [1, 4])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_results_are_the_models_own(make_model, variant, rows, release):
+    """For as few rows as the products are made for, and for more."""
     model = make_model(**VARIANTS[variant])
     before = copy.deepcopy(model.state_dict())
-    tokens = torch.randint(0, 300, (rows, 20), generator=torch.Generator().manual_seed(0))
+    few = torch.randint(0, 300, (rows, 1), generator=torch.Generator().manual_seed(0))
+    many = torch.randint(0, 300, (2, 20), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        expected = model(tokens)
+        expected = model(few), model(many)
         with prepacked(model, rows, release=release):
             assert "logits" in vars(model)
-            packed = model(tokens)
+            packed = model(few), model(many)
             with prepacked(model, rows):  # inside another one: nothing to do, and nothing undone at its end
                 pass
             assert "logits" in vars(model)
-        assert torch.allclose(packed, expected, atol=1e-4) and expected.std() > 1
-        assert torch.equal(model(tokens), expected)
+        for ours, own in zip(packed, expected, strict=True):
+            assert torch.allclose(ours, own, atol=1e-4) and own.std() > 0.5
+        assert torch.equal(model(few), expected[0]) and torch.equal(model(many), expected[1])
     after = model.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 @needs_onednn
-def test_bfloat16(make_model):
+@pytest.mark.parametrize("rows", [1, 8])
+def test_bfloat16_is_no_less_exact(make_model, rows):
     model = make_model().to(torch.bfloat16)
-    tokens = torch.randint(0, 300, (2, 20), generator=torch.Generator().manual_seed(0))
+    reference = make_model()
+    reference.load_state_dict(model.state_dict())  # the rounded weights, in float32
+    tokens = torch.randint(0, 300, (rows, 1), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        exact = make_model()(tokens)
+        exact = reference(tokens)
         error = (model(tokens).float() - exact).abs().mean()
-        with prepacked(model, 2):
-            assert (model(tokens).float() - exact).abs().mean() < 1.2 * error
+        with prepacked(model, rows):
+            packed = model(tokens)
+            assert packed.dtype == torch.bfloat16
+            assert (packed.float() - exact).abs().mean() < 1.2 * error < 0.1 * exact.std()
 
 
 @needs_onednn
@@ -82,7 +90,7 @@ def test_the_model_is_its_own_again_after_an_error(make_model):
     ("prepare", "reason"),
     [
         (lambda model: model.train(), "training mode"),
-        (lambda model: model.half(), "no such product for torch.float16"),
+        (lambda model: model.half(), "no faster product for torch.float16"),
         (lambda model: model.to("meta"), "not on a CPU"),
     ],
 )
@@ -94,12 +102,23 @@ def test_where_packing_is_impossible_the_model_keeps_its_own_products(make_model
 
 
 @needs_onednn
-def test_packing_is_announced_with_its_size(make_model, caplog):
-    model = make_model(tie_output=True)
-    with caplog.at_level(logging.INFO), prepacked(model, 1):
+def test_packing_is_announced(make_model, caplog):
+    with caplog.at_level(logging.INFO), prepacked(make_model(), 8):
         pass
-    size = 4 * (2 * 12 * 32**2 + 320 * 32)  # two layers' maps and the output projection, float32
-    assert f"{size / 1e6:.1f} MB, 9 products" in caplog.text
+    # Joint queries, keys and values, attention's output, and two maps of the feed-forward in two layers; the logits.
+    assert "decoding with 9 packed products: OneDNNProduct, for 8 rows" in caplog.text
+
+
+@needs_onednn
+def test_weights_are_held_twice_only_if_there_is_room(make_model, monkeypatch):
+    model = make_model()
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    for free, packed, released in ((2 * size, True, False), (2 * size - 1, False, True)):
+        monkeypatch.setattr("stemma.inference.prepacked._free_memory", lambda free=free: free)
+        with prepacked(model, 1):
+            assert ("logits" in vars(model)) == packed
+        with prepacked(model, 1, release=None):
+            assert (model.blocks[0].feed_forward.up.weight.numel() == 0) == released
 
 
 @needs_onednn

@@ -79,7 +79,7 @@ def generate(
     network = load(model, dtype=_dtype(dtype), device=_device(device))
     tokenizer = load_tokenizer(model)
     printer = Printer(prompts, as_json, streaming=len(prompts) == samples == beams == 1)
-    with prepacked(network, len(prompts) * samples * beams, release=True):
+    with prepacked(network, len(prompts) * samples * beams, release=None):
         generations = run(
             network,
             tokenizer,

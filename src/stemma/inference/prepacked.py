@@ -1,54 +1,54 @@
-"""Faster decoding on a CPU: weights laid out once the way oneDNN reads them, and products fused with what follows.
-
-One row at a time, a product is as fast as its weight is read. PyTorch's own layout reaches a third to a half of the
-memory's bandwidth, oneDNN's nearly all of it (see benchmarks/decode.py).
-"""
+"""Faster decoding on a CPU: inside `prepacked`, a model multiplies with weights laid out for a few rows at a time."""
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from stemma.inference.products import FUSED_ACTIVATIONS, OneDNNProduct, Product, available, fastest, pack
 from stemma.layers.attention import MultiHeadAttention
 from stemma.layers.feed_forward import ACTIVATIONS, FeedForward
 
 logger = logging.getLogger(__name__)
 
-# Activations that oneDNN applies before the product is written to memory: name and algorithm of ours.
-_FUSED = {"gelu_tanh": ("gelu", "tanh"), "gelu": ("gelu", "none"), "relu": ("relu", "")}
-
 
 @contextmanager
-def prepacked(model: Any, rows: int, *, release: bool = False) -> Iterator[None]:
-    """Inside this block, let a model on a CPU multiply with prepacked weights, where that is possible.
+def prepacked(model: Any, rows: int, *, release: bool | None = False) -> Iterator[None]:
+    """Inside this block, let a model on a CPU use the products of `inference.products`, where that is possible.
 
-    Queries, keys and values become one product, the feed-forward's activation part of another. The results differ from
-    the model's own by rounding only. The block is for inference: there are no gradients through the packed weights, and
-    they do not follow changes of the parameters. Inside another such block it does nothing.
-
-    Packing costs about as much time as three to five tokens, and memory for a second copy of the weights.
+    Queries, keys and values become one product. The results differ from the model's own by rounding only. The block is
+    for inference: there are no gradients through the packed weights, and they do not follow changes of the parameters.
+    Inside another such block it does nothing. Packing takes about as long as three to five tokens.
 
     Args:
-        model: with `logits(hidden)` and `output_weight`, made of `MultiHeadAttention`, `FeedForward` and linear maps.
+        model: with `logits(hidden)`, which multiplies by `output_weight`, made of `MultiHeadAttention`, `FeedForward`
+            and linear maps.
         rows: about how many rows a product will have; the best layout depends on it, the results do not.
-        release: free the parameters inside the block and rebuild them at its end, so that only the output projection,
-            where it is tied to the embedding, exists twice. The model can then not be saved or copied inside.
+        release: False keeps the parameters; memory then holds most of the weights twice, and nothing is packed if that
+            would take more than half of what is free. True frees the parameters and rebuilds them, bit by bit, at the
+            end of the block: only the output projection is held twice, and the model cannot be saved or copied inside;
+            somewhat slower for one row. None: True if memory is scarce, else False.
     """
     if "logits" in vars(model):
         yield
         return
-    obstacle = _obstacle(model)
+    scarce = _size(model) > _free_memory() / 2
+    if release is None:
+        release = scarce
+    obstacle = _obstacle(model) or ("too little memory to hold the weights twice" if scarce and not release else "")
     if obstacle:
         logger.info("decoding with the model's own products: %s", obstacle)
         yield
         return
-    packing = _Packing(rows, release)
+    packing = _Packing(next(model.parameters()).dtype, rows, release)
     try:
         packing.apply(model)
-        logger.info("decoding with prepacked weights: %.1f MB, %d products", packing.bytes / 1e6, packing.products)
+        logger.info("decoding with %d packed products: %s, for %d rows", packing.products, packing.kind.__name__, rows)
         yield
     finally:
         packing.undo()
@@ -65,45 +65,54 @@ def _obstacle(model: nn.Module) -> str:
         return "the model is in training mode"
     if weights != {nn.Parameter} or len(dtypes) > 1:
         return "the parameters are not plain tensors of one type"
-    operators = torch.ops.mkldnn
-    if not torch.backends.mkldnn.is_available() or not hasattr(operators, "_reorder_linear_weight"):
-        return "this build of PyTorch lacks oneDNN's prepacked product"
-    if dtypes == {torch.float32} or (dtypes == {torch.bfloat16} and operators._is_mkldnn_bf16_supported()):
-        return ""
-    return f"no such product for {dtypes.pop()} on this processor"
+    dtype = dtypes.pop()
+    return "" if available(dtype) else f"no faster product for {dtype} here"
+
+
+def _size(model: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in model.parameters())
+
+
+def _free_memory() -> float:
+    """The bytes that programs can still take without swapping, as Linux estimates them; elsewhere infinity."""
+    try:
+        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    except OSError:
+        return float("inf")
+    return int(found[1]) * 1024 if found else float("inf")
 
 
 class _Packing:
     """The replaced methods, and what it takes to undo them."""
 
-    def __init__(self, rows: int, release: bool) -> None:
-        self.rows, self.release = rows, release
-        self.bytes = self.products = 0
+    def __init__(self, dtype: torch.dtype, rows: int, release: bool) -> None:
+        self.rows, self.release, self.products = rows, release, 0
+        self.kind: type[Product] = OneDNNProduct if release else fastest(dtype, rows)  # the one that can be undone
         self._replaced: list[tuple[nn.Module, str]] = []
-        self._released: list[tuple[Tensor, list[Tensor], list[int]]] = []
+        self._released: list[tuple[OneDNNProduct, Sequence[nn.Linear], list[int]]] = []
 
     @torch.no_grad()
     def apply(self, model: Any) -> None:
-        """Replace the products of a model."""
-        self._replace(model, "logits", self._product(model.output_weight, None))
+        """Replace the products of a model, and what is slow for one row beside them."""
+        self._use(model, "logits", pack(self.kind, model.output_weight, None, self.rows))
         done = {getattr(model, "output", None)}
         for module in model.modules():
             if isinstance(module, MultiHeadAttention):
-                maps = (module.query, module.key, module.value)
-                self._replace(module, "project", _projection(self._linear(maps), module.heads))
+                maps = [module.query, module.key, module.value]
+                self._use(module, "project", self._pack(maps), _split_heads(module.heads))
                 done |= set(maps)
-            elif type(module) is FeedForward:
-                fused = next((fused for name, fused in _FUSED.items() if ACTIVATIONS[name] is module.activation), None)
-                if fused is not None:
-                    self._replace(module, "forward", _feed_forward(self._linear([module.up], *fused), module.down))
+            elif type(module) is FeedForward and self.kind is OneDNNProduct:
+                name = next((name for name in FUSED_ACTIVATIONS if ACTIVATIONS[name] is module.activation), None)
+                if name is not None:
+                    self._use(module, "forward", self._pack([module.up], name), module.down)
                     done.add(module.up)
         for module in model.modules():
             if isinstance(module, nn.Linear) and module not in done:
-                self._replace(module, "forward", self._linear([module]))
+                self._use(module, "forward", self._pack([module]))
             elif isinstance(module, nn.Dropout):
-                self._replace(module, "forward", _identity)
+                self._set(module, "forward", _identity)
             elif isinstance(module, nn.LayerNorm):
-                self._replace(module, "forward", _layer_norm(module))
+                self._set(module, "forward", _layer_norm(module))
 
     @torch.no_grad()
     def undo(self) -> None:
@@ -113,58 +122,56 @@ class _Packing:
             delattr(module, name)
         with torch.inference_mode(False):
             while self._released:
-                packed, weights, sizes = self._released[-1]
-                for weight, part in zip(weights, packed.to_dense().split(sizes), strict=True):
-                    weight.data = part.clone() if len(weights) > 1 else part
+                product, maps, sizes = self._released[-1]
+                for linear, part in zip(maps, product.weight().split(sizes), strict=True):
+                    linear.weight.data = part.clone() if len(maps) > 1 else part
                 self._released.pop()
 
-    def _replace(self, module: nn.Module, name: str, function: Callable[..., Any]) -> None:
+    def _pack(self, maps: Sequence[nn.Linear], activation: str | None = None) -> Product:
+        """Return one product for maps of one input."""
+        weights: list[Tensor] = [linear.weight for linear in maps]
+        biases: list[Tensor] = [linear.bias for linear in maps if linear.bias is not None]
+        weight = torch.cat(weights) if len(maps) > 1 else weights[0]
+        bias = torch.cat(biases) if biases else None
+        if self.kind is not OneDNNProduct:
+            return pack(self.kind, weight, bias, self.rows)
+        product = OneDNNProduct(weight, bias, self.rows, activation)
+        if self.release:
+            self._released.append((product, maps, [len(weight) for weight in weights]))
+            for linear in maps:
+                linear.weight.data = linear.weight.new_empty(0)
+        return product
+
+    def _use(self, module: nn.Module, name: str, product: Product, then: Callable[[Tensor], Any] | None = None) -> None:
+        """Replace a method by a product and what follows it; beyond the product's rows the method stays what it is."""
+        self.products += 1
+        packed = product if then is None else _compose(product, then)
+        if product.most_rows is None:
+            self._set(module, name, packed)
+            return
+        most_rows, own = product.most_rows, getattr(module, name)
+
+        def method(x: Tensor) -> Any:
+            return packed(x) if x.numel() <= most_rows * x.shape[-1] else own(x)
+
+        self._set(module, name, method)
+
+    def _set(self, module: nn.Module, name: str, function: Callable[..., Any]) -> None:
         setattr(module, name, function)
         self._replaced.append((module, name))
 
-    def _linear(self, maps: Sequence[nn.Linear], activation: str = "none", algorithm: str = "") -> "_Product":
-        """Return one packed product for maps of one input and equal sizes."""
-        weights: list[Tensor] = [linear.weight for linear in maps]
-        biases: list[Tensor] = [linear.bias for linear in maps if linear.bias is not None]
-        bias = torch.cat(biases) if biases else None
-        product = self._product(
-            torch.cat(tuple(weights)) if len(weights) > 1 else weights[0], bias, activation, algorithm
-        )
-        if self.release:
-            self._released.append((product.packed, weights, [len(weight) for weight in weights]))
-            for weight in weights:
-                weight.data = weight.new_empty(0)
-        return product
 
-    def _product(
-        self, weight: Tensor, bias: Tensor | None, activation: str = "none", algorithm: str = ""
-    ) -> "_Product":
-        self.bytes += weight.nbytes
-        self.products += 1
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), self.rows)
-        return _Product(packed, bias, activation, algorithm)
+def _compose(product: Product, then: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    return lambda x: then(product(x))
 
 
-class _Product:
-    """`activation(x @ weight.T + bias)` with a packed weight."""
+def _split_heads(heads: int) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """Return what makes query, key and value of their joint product, [batch, length, 3 * inner]."""
 
-    def __init__(self, packed: Tensor, bias: Tensor | None, activation: str, algorithm: str) -> None:
-        self.packed, self.bias, self.activation, self.algorithm = packed, bias, activation, algorithm
-        self._operator = torch.ops.mkldnn._linear_pointwise.default
+    def split(x: Tensor) -> tuple[Tensor, ...]:
+        return x.view(x.shape[0], x.shape[1], 3, heads, -1).permute(2, 0, 3, 1, 4).unbind()
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self._operator(x, self.packed, self.bias, self.activation, [], self.algorithm)
-
-
-def _projection(product: _Product, heads: int) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """Return `MultiHeadAttention.project` with one product for the three maps."""
-
-    def project(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        fused = product(x).view(x.shape[0], x.shape[1], 3, heads, -1).permute(2, 0, 3, 1, 4)
-        query, key, value = fused.unbind()  # [batch, heads, length, head_dim] each
-        return query, key, value
-
-    return project
+    return split
 
 
 def _identity(x: Tensor) -> Tensor:
@@ -177,14 +184,5 @@ def _layer_norm(module: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
 
     def forward(x: Tensor) -> Tensor:
         return torch.layer_norm(x, shape, weight, bias, epsilon, False)
-
-    return forward
-
-
-def _feed_forward(up: _Product, down: nn.Linear) -> Callable[[Tensor], Tensor]:
-    """Return `FeedForward.forward` with the activation inside the first product."""
-
-    def forward(x: Tensor) -> Tensor:
-        return down(up(x))
 
     return forward
