@@ -89,7 +89,7 @@ def test_a_tokenizer_without_a_separator(tokenizer: Tokenizer, tmp_path: Path) -
 
 
 def test_a_model_of_no_family_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot save a Linear"):
+    with pytest.raises(InputError, match="cannot tell the family of a Linear"):
         save(nn.Linear(2, 2), None, tmp_path)
 
 

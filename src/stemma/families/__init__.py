@@ -130,6 +130,18 @@ def family(name: str) -> Family:
     return by_name[name]
 
 
+def family_of(model: nn.Module) -> Family:
+    """Return the family of a model, by its class.
+
+    Raises:
+        InputError: it is of none.
+    """
+    branch = next((branch for branch in FAMILIES.values() if isinstance(model, branch.model)), None)
+    if branch is None:
+        raise InputError(f"cannot tell the family of a {type(model).__name__}: expected {', '.join(FAMILIES)}")
+    return branch
+
+
 def load(
     path_or_hub_id: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> nn.Module:
@@ -165,10 +177,7 @@ def save(
             be created.
         OSError: it could not be written (a full disk); the checkpoint that was there is untouched.
     """
-    branch = next((branch for branch in FAMILIES.values() if isinstance(model, branch.model)), None)
-    if branch is None:
-        raise InputError(f"cannot save a {type(model).__name__}: expected a model of {', '.join(FAMILIES)}")
-    config, tensors = branch.to_published(model)
+    config, tensors = family_of(model).to_published(model)
     vocabulary: Any = model.config.vocabulary  # type: ignore[union-attr]
     if tokenizer is not None and tokenizer.vocabulary > vocabulary:
         raise InputError(f"the tokenizer has {tokenizer.vocabulary} ids, more than the model's {vocabulary}")

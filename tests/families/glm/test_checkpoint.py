@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,7 @@ def test_a_directory_with_its_tokenizer(tmp_path: Path) -> None:
     config = GLMConfig(
         vocabulary=tokenizer.vocabulary, context=32, layers=1, hidden=16, heads=2, block_positions=False, dropout=0.0
     )
-    model = GLM(config).eval()
+    model = GLM(replace(config, vocabulary_multiple=64)).eval()
     assert model.token_embedding.weight.shape[0] % 64 == 0 and tokenizer.vocabulary % 64
     save(model, tokenizer, tmp_path)
     stored = load_file(tmp_path / "model.safetensors")

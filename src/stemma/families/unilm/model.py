@@ -10,7 +10,7 @@ The network is BERT, with a segment id for each way of reading; what differs is 
 """
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -70,7 +70,8 @@ def read(
         advance: how many of the tokens stay in the cache; default: all.
     """
     x = model.embeddings(tokens, positions, segments)
-    for block in model.blocks:
+    blocks: Any = model.blocks
+    for block in blocks:
         x = block.attention_norm(x + block.attention(x, None, cache))
         x = block.feed_forward_norm(x + block.feed_forward(x))
     cache.advance(tokens.shape[1] if advance is None else advance)

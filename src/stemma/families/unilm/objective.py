@@ -115,7 +115,7 @@ class ClozeMixture:
             parts = [text[:cut], text[cut:]]
         else:
             parts = [text[: len(tokens) - 3], text[:0]]
-        whole, source_length = join_parts(*parts, ids, two=len(parts[1]) > 0)
+        whole, source_length = join_parts(parts[0], parts[1], ids, two=len(parts[1]) > 0)
         candidates = (whole != ids.first) & (whole != ids.last)
         if kind == "seq2seq":
             candidates[-1] = True  # where to stop is learned too
