@@ -34,6 +34,7 @@ def test_the_tiny_preset() -> None:
 def test_initial_weights_are_a_truncated_normal() -> None:
     torch.manual_seed(0)
     model = BERT(BERTConfig(vocabulary=4096, context=256, layers=2, hidden=256, heads=4, tie_output=False))
+    assert BERT(BERTConfig(4096, layers=1, hidden=64, heads=2, initial_std=0.05)).masked_weight.abs().max() > 0.0999
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             assert not parameter.any(), name

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
+from stemma.errors import InputError
 from stemma.families.bert.model import BERT, BERTConfig
 from stemma.families.bert.objective import Example, MaskedLanguageModel, choose_masked, corrupt
 from stemma.families.bert.passages import FullSentences, Passage, SentencePairs
@@ -89,6 +90,13 @@ def test_shares_are_options() -> None:
     assert (same == tokens).all()
     random = corrupt(tokens, places, np.random.default_rng(0), mask=2, vocabulary=50, replaced=0.0, randomized=1.0)
     assert set(random[places].tolist()) == set(range(50))
+
+
+def test_shares_that_are_none() -> None:
+    with pytest.raises(InputError, match=r"objective\.masked: 15 is no share"):
+        replace(OBJECTIVE, masked=15)
+    with pytest.raises(InputError, match=r"replaced \(0\.8\) and randomized \(0\.3\) exceed 1"):
+        replace(OBJECTIVE, randomized=0.3)
 
 
 def whole_words_by_the_book(words: np.ndarray, count: int, order: list[int]) -> list[int]:

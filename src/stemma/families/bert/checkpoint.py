@@ -38,6 +38,7 @@ _REST = {
     "layer_norm_eps": "norm_epsilon",
     "hidden_dropout_prob": "dropout",
     "attention_probs_dropout_prob": "attention_dropout",
+    "initializer_range": "initial_std",
 }
 _DEFAULTS = {
     "vocab_size": 30522,
@@ -50,6 +51,7 @@ _DEFAULTS = {
     "layer_norm_eps": 1e-12,
     "hidden_dropout_prob": 0.1,
     "attention_probs_dropout_prob": 0.1,
+    "initializer_range": 0.02,
     "hidden_act": "gelu",
 }
 _BUFFER = re.compile(r"(bert\.)?embeddings\.position_ids")
@@ -130,7 +132,7 @@ def _any_begins(tensors: Mapping[str, Tensor], begins: str) -> bool:
 
 def _new_part(part: str, model: BERT) -> nn.Module:
     new = _PARTS[part][1](model.config)
-    initialize(new)
+    initialize(new, model.config.initial_std)
     embedding = model.embeddings.token.weight
     return new.to(device=embedding.device, dtype=embedding.dtype)
 

@@ -29,6 +29,8 @@ class BERTConfig:
             outputs differ by about 1e-3) or "relu"; of the feed-forward networks and of the masked tokens' head.
         dropout: after the embeddings and each residual branch. attention_dropout: of the attention weights.
         tie_output: masked tokens are predicted by the token embedding.
+        initial_std: of the initial weights. What a block adds at first grows with std * sqrt(hidden): a narrow model
+            with the paper's 0.02 spends its first hundreds of updates on little but that.
     """
 
     vocabulary: int = 30522
@@ -43,6 +45,7 @@ class BERTConfig:
     dropout: float = 0.1
     attention_dropout: float = 0.1
     tie_output: bool = True
+    initial_std: float = 0.02
 
     def __post_init__(self) -> None:
         if self.hidden % self.heads:
@@ -143,7 +146,7 @@ class BERT(nn.Module):
 
     def initialize(self) -> None:
         """Draw all parameters anew (see `initialize`)."""
-        initialize(self)
+        initialize(self, self.config.initial_std)
 
     def forward(self, tokens: Tensor, segments: Tensor | None = None, mask: Mask | None = None) -> Tensor:
         """Return the logits of what stands at each place, float [batch, length, vocabulary]; arguments of `hidden`."""
@@ -197,11 +200,11 @@ class BERT(nn.Module):
 
 
 @torch.no_grad()
-def initialize(root: nn.Module) -> None:
-    """Draw the parameters of a module anew: N(0, 0.02) cut at two standard deviations, biases 0, norms 1."""
+def initialize(root: nn.Module, std: float) -> None:
+    """Draw the parameters of a module anew: N(0, std) cut at two standard deviations, biases 0, norms 1."""
     for module in root.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
+            nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
         if isinstance(module, nn.LayerNorm):
             module.reset_parameters()
         elif isinstance(bias := getattr(module, "bias", None), Tensor):
@@ -212,7 +215,15 @@ _BASE = BERTConfig()
 
 PRESETS: dict[str, BERTConfig] = {
     "tiny": replace(
-        _BASE, vocabulary=4096, context=256, layers=4, hidden=192, heads=6, dropout=0.0, attention_dropout=0.0
+        _BASE,
+        vocabulary=4096,
+        context=256,
+        layers=4,
+        hidden=192,
+        heads=6,
+        dropout=0.0,
+        attention_dropout=0.0,
+        initial_std=0.04,  # 0.02 * sqrt(768 / 192)
     ),
     "base": _BASE,
     "large": replace(_BASE, layers=24, hidden=1024, heads=16),

@@ -11,6 +11,7 @@ from pydantic import SkipValidation
 from torch import Tensor
 
 from stemma.data.rows import place_in_rows
+from stemma.errors import InputError
 from stemma.families.bert import tokens as bert_tokens_module
 from stemma.families.bert.model import BERT
 from stemma.families.bert.passages import FullSentences, Passage, SentencePairs, held_out_passages
@@ -101,6 +102,15 @@ class MaskedLanguageModel:
     short: float = 0.1
 
     likelihood: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for name in ("masked", "replaced", "randomized", "short"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"objective.{name}: {getattr(self, name)} is no share, expected 0 to 1")
+        if self.replaced + self.randomized > 1:
+            raise InputError(
+                f"objective: replaced ({self.replaced}) and randomized ({self.randomized}) exceed 1 together"
+            )
 
     @staticmethod
     def prepare_tokenizer(tokenizer: "Tokenizer", options: Mapping[str, Any]) -> "Tokenizer":
