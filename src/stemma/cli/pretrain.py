@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def pretrain(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe such as gpt/tiny, or a YAML file.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe such as gpt/tiny, or a YAML file.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Any key of the recipe, e.g. training.lr=3e-4.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Any key of the recipe, e.g. training.lr=3e-4.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Where to write; default: runs/ and the recipe's name.")
