@@ -34,7 +34,9 @@ def model_for(tokenizer: Tokenizer, **options: object) -> GPT:
 
 def test_families_are_found_by_name_and_by_model_type() -> None:
     assert family("gpt") is family("gpt2") is family("openai-gpt") is FAMILIES["gpt"]
-    with pytest.raises(InputError, match=r"no model family 'gtp' \(did you mean 'gpt'\?\), expected one of gpt, .*gpt2"):
+    with pytest.raises(
+        InputError, match=r"no model family 'gtp' \(did you mean 'gpt'\?\), expected one of gpt, .*gpt2"
+    ):
         family("gtp")
     types = [model_type for branch in FAMILIES.values() for model_type in branch.model_types]
     assert len(types) == len(set(types))
