@@ -15,7 +15,7 @@ from stemma.families.glm.spans import Span
 IGNORED = -100
 LAST_POSITION = -1  # stands for the last row of the model's position table
 
-_MULTIPLE = 8  # the length of a batch is padded to one
+_MULTIPLES = (8, 64)  # the length of a batch is padded to one; from 256 on to the second, for few different lengths
 
 Example = dict[str, np.ndarray]
 
@@ -124,7 +124,8 @@ def collate(examples: Sequence[Example], padding: int) -> dict[str, Tensor]:
         int64 `tokens` and `targets` [batch, length], `positions` [batch, 2, length], `context_lengths` [batch].
     """
     longest = max(len(example["tokens"]) for example in examples)
-    length = -(-longest // _MULTIPLE) * _MULTIPLE
+    multiple = _MULTIPLES[longest >= 256]
+    length = -(-longest // multiple) * multiple
     tokens = torch.full((len(examples), length), padding)
     targets = torch.full((len(examples), length), IGNORED)
     positions = torch.zeros((len(examples), 2, length), dtype=torch.int64)
