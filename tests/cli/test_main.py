@@ -41,7 +41,7 @@ def test_no_argument_is_help():
         (("tokenizer", "trian"), "no verb 'trian' (did you mean 'train'?)"),
         (("generate", "no-such-model", "--prompt", "x"), "no-such-model"),
         (("pretrain", "gpt/tinny"), "(did you mean 'gpt/tiny'?)"),
-        (("pretrain", "gpt/tiny", "training.setps=3"), "(did you mean 'training.steps'?)"),
+        (("pretrain", "gpt/tiny", "training.setps=3"), "(did you mean 'steps'?)"),
         (("evaluate", "no-such-model"), "no-such-model"),
     ],
 )

