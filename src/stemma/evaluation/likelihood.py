@@ -9,6 +9,7 @@ from stemma import families
 from stemma.data.corpora import CorpusSource
 from stemma.data.shards import Progress, prepare
 from stemma.data.tokenizers import Tokenizer
+from stemma.errors import InputError
 from stemma.training.distributed import Workers
 from stemma.training.held_out import Evaluation, evaluate
 from stemma.training.objective import HeldOut, LossModule
@@ -30,10 +31,12 @@ def score_text(
         model: in eval mode; left in it. source: its `held_out` is ignored, all of it is scored.
         length: tokens per window, default the model's context. batch_size: windows at once.
     Raises:
-        InputError: the corpus cannot be read or is empty, `length` exceeds the context.
+        InputError: the corpus cannot be read or is empty, `length` exceeds the context, the model is no causal one.
     """
     corpus = prepare(replace(source, held_out=0.0), tokenizer, cache, progress)
     branch = families.family_of(model)
+    if "causal" not in branch.objectives:
+        raise InputError(f"a {type(model).__name__} is not scored from left to right, as this evaluation does it")
     objective = branch.objectives["causal"](separator=tokenizer.separator)
     split, length = corpus.train, length or model.config.context
     held_out = HeldOut(lambda: objective.held_out(split, length, batch_size), split.bytes)
