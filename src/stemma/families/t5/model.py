@@ -9,6 +9,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal, Protocol
 
 import torch
@@ -97,6 +98,14 @@ def relative_bucket(offsets: Tensor, buckets: int, max_distance: int, bidirectio
     return start + torch.where(distance < exact, distance, far)
 
 
+@lru_cache(maxsize=1024)
+@torch.inference_mode(False)  # what is kept may be part of a training step later
+def _buckets_of_offsets(
+    first: int, stop: int, buckets: int, max_distance: int, bidirectional: bool, device: torch.device
+) -> Tensor:
+    return relative_bucket(torch.arange(first, stop, device=device), buckets, max_distance, bidirectional)
+
+
 class RelativeBias(nn.Module):
     """What is added to the scores for each relative position: one table, shared by all layers of a stack."""
 
@@ -107,8 +116,8 @@ class RelativeBias(nn.Module):
 
     def forward(self, queries: int, keys: int) -> Tensor:
         """Return float [1, heads, queries, keys] for the last `queries` of `keys` positions."""
-        offsets = torch.arange(1 - keys, queries, device=self.weight.device)
-        bucket = relative_bucket(offsets, len(self.weight), self.max_distance, self.bidirectional)
+        scheme = (len(self.weight), self.max_distance, self.bidirectional)
+        bucket = _buckets_of_offsets(1 - keys, queries, *scheme, self.weight.device)
         by_offset = F.embedding(bucket, self.weight).t().contiguous()  # [heads, keys + queries - 1]
         # Window number i holds the offsets that the i-th query from the end sees.
         return by_offset.unfold(1, keys, 1).flip(1).unsqueeze(0)
