@@ -33,10 +33,10 @@ def score_text(
     Raises:
         InputError: the corpus cannot be read or is empty, `length` exceeds the context, the model is no causal one.
     """
-    corpus = prepare(replace(source, held_out=0.0), tokenizer, cache, progress)
     branch = families.family_of(model)
     if "causal" not in branch.objectives:
         raise InputError(f"a {type(model).__name__} is not scored from left to right, as this evaluation does it")
+    corpus = prepare(replace(source, held_out=0.0), tokenizer, cache, progress)
     objective = branch.objectives["causal"](separator=tokenizer.separator)
     split, length = corpus.train, length or model.config.context
     held_out = HeldOut(lambda: objective.held_out(split, length, batch_size), split.bytes)
