@@ -7,7 +7,7 @@ PYTEST := .venv/bin/python -m pytest
 
 run: .venv/base
 	$(STEMMA) pretrain gpt/tiny --out runs/tiny
-	$(STEMMA) generate runs/tiny --prompt "def main(" --max-new-tokens 120 --seed 1
+	$(STEMMA) generate runs/tiny --prompt "def main(" --max-new-tokens 120 --temperature 0.7 --seed 1
 
 test: .venv/dev
 	$(PYTEST) -m "not slow"
