@@ -11,10 +11,13 @@ its time, and that by the rate at which this process can read a large tensor, me
 
 import argparse
 import logging
+import os
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 from unittest.mock import patch
 
 import torch
@@ -32,6 +35,7 @@ SIZES = {
 }
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PROMPT_TOKENS = 64
+Result = TypeVar("Result")
 ARMS = ("stemma", "stemma, own products", "transformers, static cache", "transformers, dynamic cache")
 
 
@@ -139,17 +143,46 @@ def read_bandwidth(repetitions: int = 5) -> float:
     return best
 
 
-def measure(case: Case, turns: int) -> list[str]:
-    """Return the cells of a case's line."""
+def others_share(run: Callable[[], Result]) -> tuple[Result, float]:
+    """Run; return its result and the share of the processors' time that other programs took meanwhile (Linux)."""
+    start, busy, own = time.perf_counter(), busy_seconds(), time.process_time()
+    result = run()
+    others = busy_seconds() - busy - (time.process_time() - own)
+    return result, others / (time.perf_counter() - start) / (os.cpu_count() or 1)
+
+
+def busy_seconds() -> float:
+    """Return how long all processors together have been busy since the machine started, 0 where nobody says."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return 0.0
+    user, nice, system, idle, waiting, *interrupts = map(int, stat.read_text().split("\n", 1)[0].split()[1:9])
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(case: Case, turns: int, patience: float) -> list[str]:
+    """Return the cells of a case's line.
+
+    A run during which other programs took more than a twentieth of the processors' time is repeated, `patience`
+    seconds long; from then on every run counts, and the line says so.
+    """
     arms = case.arms()
     steps: dict[str, list[float]] = {name: [] for name in arms}
-    bandwidth = 0.0
-    for turn in range(turns + 1):
+    bandwidth, disturbed, end = 0.0, 0, time.perf_counter() + patience
+    for run in arms.values():
+        run()  # the first one sets everything up
+    for _ in range(turns):
         bandwidth = max(bandwidth, read_bandwidth(2))
         for name, run in arms.items():
-            seconds = run()
-            if turn:  # the first one sets everything up
-                steps[name] += seconds
+            others = 1.0
+            while others > 0.05:
+                while others_share(lambda: time.sleep(0.3))[1] > 0.05 and time.perf_counter() < end:
+                    pass
+                seconds, others = others_share(run)
+                if time.perf_counter() > end:
+                    break
+            disturbed += others > 0.05
+            steps[name] += seconds
     times = {name: statistics.median(seconds) for name, seconds in steps.items()}
     share = case.step_bytes / times[ARMS[0]] / bandwidth
     return [
@@ -160,17 +193,19 @@ def measure(case: Case, turns: int) -> list[str]:
         f"{times[ARMS[2]] / times[ARMS[0]]:.2f}",
         f"{times[ARMS[3]] / times[ARMS[0]]:.2f}",
         f"{share:.0%} of {bandwidth / 1e9:.0f} GB/s",
+        f"{disturbed} of {turns * len(arms)}",
     ]
 
 
 def main() -> None:
     """Measure every case and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="the small model only, fewer tokens and turns")
+    parser.add_argument("--quick", action="store_true", help="the small model only, fewer turns")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--turns", type=int, default=7, help="how often each arm generates")
+    parser.add_argument("--patience", type=float, default=60, help="seconds a line to wait for an idle machine")
     options = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     sizes, turns = (["10m"], 3) if options.quick else (options.sizes, options.turns)
@@ -179,10 +214,11 @@ def main() -> None:
     for size in sizes:
         for precision in options.precisions:
             for number in options.rows:
-                rows.append(measure(Case(size, precision, number, new_tokens=24 if size == "gpt2" else 40), turns))
-                print(" ".join(rows[-1]), flush=True)
+                case = Case(size, precision, number, new_tokens=24 if size == "gpt2" else 40)
+                rows.append(measure(case, turns, options.patience))
+                print(" | ".join(rows[-1]), flush=True)
     heads = ["size", "precision", "rows", *ARMS, "ratio to static", "ratio to dynamic", "of the read bandwidth"]
-    print("\n" + table(heads, rows))
+    print("\n" + table([*heads, "disturbed runs"], rows))
 
 
 if __name__ == "__main__":
