@@ -17,6 +17,7 @@ VERBS = {
     "tokenizer": ("stemma.cli.tokenizer", "app", LEARN),
     "pretrain": ("stemma.cli.pretrain", "pretrain", LEARN),
     "generate": ("stemma.cli.generate", "generate", USE),
+    "fill": ("stemma.cli.fill", "fill", USE),
     "evaluate": ("stemma.cli.evaluate", "evaluate", MEASURE),
 }
 

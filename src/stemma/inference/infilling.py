@@ -312,6 +312,34 @@ class _BeamRows:
         self.decoder.cache.reorder(parents)
 
 
+@torch.inference_mode()
+def search_fillings(
+    model: Any, ids: GLMTokens, context: list[int], *, beams: int, limit: int
+) -> list[tuple[float, list[list[int]]]]:
+    """Return the likeliest fillings of one context, at most `beams`, best first, as log-probability and pieces.
+
+    The blanks are filled from left to right; after each, the `beams` likeliest fillings so far are kept.
+
+    Raises:
+        InputError: see `infill`.
+    """
+    _check(model, ids, [context], limit, 1)
+    limit = min(limit, model.config.context - 1)
+    found: list[tuple[float, list[list[int]]]] = [(0.0, [])]
+    for number in range(len(_row(ids, context, 0, 0, limit).places)):
+        longer: list[tuple[float, list[list[int]]]] = []
+        for total, pieces in found:
+            row = _row(ids, context, 0, 0, limit)
+            row.pieces, row.reasons = [*pieces, []], ["end"] * number
+            end = row.ends[number][-1]
+            rows = _BeamRows(model, ids, row, beams)
+            for hypothesis in beam_search(rows, beams=beams, limits=[limit], end=end, length_penalty=0.0)[0]:
+                piece = hypothesis.tokens[:-1] if hypothesis.tokens[-1] == end else hypothesis.tokens
+                longer.append((total + hypothesis.score, [*pieces, piece]))
+        found = sorted(longer, key=lambda pair: -pair[0])[:beams]
+    return found
+
+
 def _check(model: Any, ids: GLMTokens, contexts: Sequence[list[int]], limit: int, samples: int) -> None:
     if model.training:
         raise InputError("the model is in training mode, where dropout is random: call model.eval() first")
