@@ -18,6 +18,7 @@ VERBS = {
     "pretrain": ("stemma.cli.pretrain", "pretrain", LEARN),
     "generate": ("stemma.cli.generate", "generate", USE),
     "fill": ("stemma.cli.fill", "fill", USE),
+    "embed": ("stemma.cli.embed", "embed", USE),
     "evaluate": ("stemma.cli.evaluate", "evaluate", MEASURE),
 }
 

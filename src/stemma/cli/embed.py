@@ -1,0 +1,87 @@
+"""`stemma embed`: one vector a text."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def embed(
+    model: Annotated[str, typer.Argument(help="A checkpoint directory or a Hugging Face hub id.", metavar="MODEL")],
+    texts: Annotated[
+        Path, typer.Argument(help="Text file (a text a line), JSONL, CSV or Parquet; .gz and .zst too.", metavar="FILE")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write: .npy, or .parquet with the texts.")],
+    field: Annotated[str, typer.Option(help="Field of JSONL, CSV or Parquet rows that holds the text.")] = "text",
+    pooling: Annotated[
+        str | None, typer.Option(help="mean, cls or max.", show_default="the checkpoint's, else mean")
+    ] = None,
+    normalize: Annotated[
+        bool | None, typer.Option("--normalize/--no-normalize", help="Vectors of length 1.", show_default=False)
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was done as one line of JSON.")] = False,
+) -> None:
+    """Embed texts with any encoder; blank lines and empty fields are no texts.
+
+    A folder of sentence-transformers brings its own pooling.
+
+    Example: [bold]stemma embed runs/bert sentences.txt --out vectors.npy[/bold]
+    """
+    import json
+
+    import numpy as np
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from stemma.data.readers import format_of, read
+    from stemma.data.tokenizers import load_tokenizer
+    from stemma.errors import InputError
+    from stemma.families import load
+    from stemma.families.directory import resolve
+    from stemma.files import write_whole
+    from stemma.inference.embeddings import embed as run
+    from stemma.inference.embeddings import sentence_settings
+    from stemma.training.hardware import prepare_processor
+
+    if out.suffix not in (".npy", ".parquet"):
+        raise InputError(f"--out {out}: expected a name that ends in .npy or .parquet")
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"--out {out}: the folder {out.absolute().parent} is not there")
+    if not texts.is_file():
+        raise InputError(f"{texts}: no such file")
+    if out.suffix == ".parquet":
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError:
+            raise InputError(f"--out {out}: needs pyarrow: pip install 'stemma-lm[data]'") from None
+    rows: list[str] = []
+    for piece in read(texts, format_of(texts) or "text", field, "line", lambda count: None):
+        if piece.starts:
+            rows.append(piece.text)
+        else:  # of a long text
+            rows[-1] += piece.text
+    if not rows:
+        raise InputError(f"{texts}: no text in it")
+    prepare_processor()
+    directory = resolve(model)
+    network, tokenizer = load(directory, device=device), load_tokenizer(directory)
+    settings = sentence_settings(directory)
+    settings |= {} if pooling is None else {"pooling": pooling}
+    settings |= {} if normalize is None else {"normalize": normalize}
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("embedding", total=len(rows))
+        vectors = run(network, tokenizer, rows, report=lambda done: progress.advance(task, done), **settings)
+    with write_whole(out) as temporary:
+        if out.suffix == ".npy":
+            with open(temporary, "wb") as file:
+                np.save(file, vectors)
+        else:
+            column = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(vectors.ravel()), vectors.shape[1])
+            pyarrow.parquet.write_table(pyarrow.table({"text": rows, "embedding": column}), temporary)
+    if as_json:
+        print(json.dumps({"out": str(out), "texts": len(rows), "hidden": vectors.shape[1]}))
+    else:
+        print(f"{out}: {len(rows):,} vectors of {vectors.shape[1]}")

@@ -1,0 +1,79 @@
+"""`stemma embed`, in this process but through the real entry point."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from stemma.cli import main
+from stemma.data.tokenizers import load_tokenizer, train_tokenizer
+from stemma.families import load, save
+from stemma.families.bert.model import BERT, BERTConfig
+from stemma.families.bert.tokens import prepare_tokenizer
+from stemma.inference.embeddings import embed
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    torch.manual_seed(0)
+    tokenizer = prepare_tokenizer(train_tokenizer(["the lazy dog jumps over the fox " * 50], "wordpiece", 280))
+    path = tmp_path_factory.mktemp("models") / "small"
+    save(BERT(BERTConfig(tokenizer.vocabulary, context=32, layers=2, hidden=32, heads=4)), tokenizer, path)
+    return path
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, directory, tmp_path):
+    """run(*arguments) -> (exit code, standard output, standard error), in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["stemma", "embed", str(directory), *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        output = capsys.readouterr()
+        return end.value.code or 0, output.out, output.err
+
+    return call
+
+
+def test_npy(run, directory, tmp_path):
+    (tmp_path / "a.txt").write_text("the lazy dog\n\nfox\n")
+    code, out, _ = run("a.txt", "--out", "v.npy", "--pooling", "max", "--normalize")
+    assert code == 0 and out == "v.npy: 2 vectors of 32\n"
+    expected = embed(load(directory), load_tokenizer(directory), ["the lazy dog", "fox"], pooling="max", normalize=True)
+    np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected, rtol=0, atol=1e-6)
+
+
+def test_parquet_of_jsonl(run, directory, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "a.jsonl").write_text('{"s": "fox"}\n{"s": "the dog"}\n')
+    code, out, _ = run("a.jsonl", "--field", "s", "--out", "v.parquet", "--json")
+    assert code == 0 and json.loads(out) == {"out": "v.parquet", "texts": 2, "hidden": 32}
+    table = parquet.read_table(tmp_path / "v.parquet")
+    assert table["text"].to_pylist() == ["fox", "the dog"]
+    expected = embed(load(directory), load_tokenizer(directory), ["fox", "the dog"])
+    np.testing.assert_allclose(np.array(table["embedding"].to_pylist()), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("a.txt", "--out", "v.csv"), "--out v.csv: expected a name that ends in .npy or .parquet"),
+        (("a.txt", "--out", "no/v.npy"), "is not there"),
+        (("b.txt", "--out", "v.npy"), "b.txt: no such file"),
+        (("empty.txt", "--out", "v.npy"), "empty.txt: no text in it"),
+        (("a.txt", "--out", "v.npy", "--pooling", "sum"), "pooling is 'sum'"),
+        (("a.jsonl", "--out", "v.npy"), "a.jsonl, line 1: no field 'text'"),
+    ],
+)
+def test_bad_input_is_one_line(run, tmp_path, arguments, message):
+    (tmp_path / "a.txt").write_text("fox\n")
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "a.jsonl").write_text('{"s": "fox"}\n')
+    code, out, err = run(*arguments)
+    assert code == 2 and out == ""
+    assert message in err and err.count("\n") == 1
+    assert not list(tmp_path.glob("v.*"))
