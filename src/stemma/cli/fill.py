@@ -58,4 +58,5 @@ def fill(
             continue
         print(text)
         for one in candidates:
-            print(f"  {math.exp(one.log_probability):8.2%}  {' | '.join(one.pieces)}  ->  {one.text}")
+            line = f"  {math.exp(one.log_probability):8.2%}  {' | '.join(one.pieces)}  ->  {one.text}"
+            print(line.replace("\n", "\\n"))  # a filling a line, whatever is in it

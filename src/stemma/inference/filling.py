@@ -132,8 +132,8 @@ def _best_products(
 def _candidate(tokenizer: "Tokenizer", row: np.ndarray, mask: int, chosen: list[int], score: float) -> Candidate:
     filled = row.copy()
     filled[row == mask] = chosen
-    pieces = [tokenizer.decode([token], skip_special=False).strip() for token in chosen]
-    return Candidate(tokenizer.decode(filled).strip(), pieces, score)
+    pieces = [tokenizer.decode([token], skip_special=False).strip(" ") for token in chosen]
+    return Candidate(tokenizer.decode(filled).strip(" "), pieces, score)
 
 
 def _fill_glm(model: GLM, tokenizer: "Tokenizer", text: str, top_k: int, limit: int) -> list[Candidate]:
@@ -187,8 +187,8 @@ def _written(
     """Return the candidate that has the pieces in a context's blanks, in their order."""
     left = iter(pieces)
     filled = [token for kept in context for token in (next(left, ()) if kept in blanks else (kept,))]
-    texts = [tokenizer.decode(piece).strip() for piece in pieces]
-    return Candidate(tokenizer.decode(filled).strip(), texts, log_probability)
+    texts = [tokenizer.decode(piece).strip(" ") for piece in pieces]
+    return Candidate(tokenizer.decode(filled).strip(" "), texts, log_probability)
 
 
 def _packs(lengths: Sequence[int]) -> Iterator[range]:
