@@ -24,7 +24,7 @@ def recipe(steps=STEPS):
     # 6 sequences in micro-batches of 2: two workers have 3 each, one alone 6; ema and uneven targets make it hard.
     return make_recipe(
         training={"steps": steps, "batch": 6, "ema": 0.9, "clip": 0.5},
-        execution={"micro_batch": 2},
+        execution={"micro_batch": 2, "precision": "float32"},
         evaluation={"every": 2},
         output={"save_every": 2, "log_every": 1},
     )
@@ -81,10 +81,8 @@ def test_two_workers_equal_one_process(tmp_path):
     one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert len(one) == len(two) == STEPS
     for ours, theirs in zip(one, two, strict=True):
-        for name in ("loss", "held_out_loss", "held_out_targets"):
+        for name in ("loss", "gradient_norm", "held_out_loss", "held_out_targets"):
             assert theirs.get(name) == pytest.approx(ours.get(name), abs=1e-6), name
-        # The workers' micro-batches hold other sequences together; how the products round depends on the processor.
-        assert theirs["gradient_norm"] == pytest.approx(ours["gradient_norm"], rel=1e-5)
     for name in ("model.safetensors", "best/model.safetensors"):
         ours, theirs = load_file(tmp_path / "one" / name), load_file(tmp_path / "two" / name)
         assert max(float((ours[key] - theirs[key]).abs().max()) for key in ours) < 1e-4  # AdamW divides by tiny numbers
