@@ -53,6 +53,7 @@ def make_recipe(**sections):
     training = {"steps": 8, "batch": 4, "learning_rate": 0.01, "schedule": {"name": "constant"}}
     content = {"family": "gpt", "training": training, "output": {"log_every": 1, "save_every": 3}}
     content["evaluation"] = {"every": 4}
+    content["execution"] = {"precision": "float32"}  # "auto" is bfloat16 on processors with AMX
     for name, value in sections.items():
         content[name] = {**content.get(name, {}), **value} if isinstance(value, dict) else value
     return Recipe.model_validate(content)

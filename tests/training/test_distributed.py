@@ -24,7 +24,7 @@ def recipe(steps=STEPS):
     # 6 sequences in micro-batches of 2: two workers have 3 each, one alone 6; ema and uneven targets make it hard.
     return make_recipe(
         training={"steps": steps, "batch": 6, "ema": 0.9, "clip": 0.5},
-        execution={"micro_batch": 2, "precision": "float32"},
+        execution={"micro_batch": 2},
         evaluation={"every": 2},
         output={"save_every": 2, "log_every": 1},
     )
