@@ -40,7 +40,7 @@ def run(monkeypatch, capsys, directory, tmp_path):
 
 
 def test_npy(run, directory, tmp_path):
-    (tmp_path / "a.txt").write_text("the lazy dog\n\nfox\n")
+    (tmp_path / "a.txt").write_text("the lazy dog\nfox\n")
     code, out, _ = run("a.txt", "--out", "v.npy", "--pooling", "max", "--normalize")
     assert code == 0 and out == "v.npy: 2 vectors of 32\n"
     expected = embed(load(directory), load_tokenizer(directory), ["the lazy dog", "fox"], pooling="max", normalize=True)
@@ -65,13 +65,20 @@ def test_parquet_of_jsonl(run, directory, tmp_path):
         (("a.txt", "--out", "no/v.npy"), "is not there"),
         (("b.txt", "--out", "v.npy"), "b.txt: no such file"),
         (("empty.txt", "--out", "v.npy"), "empty.txt: no text in it"),
+        (("gap.txt", "--out", "v.npy"), "gap.txt, line 2: empty; expected a text in every line or row"),
+        (("gap.jsonl", "--out", "v.npy"), "gap.jsonl, line 2: empty; expected a text in every line or row"),
+        (("number.jsonl", "--out", "v.npy"), "field 'text' is of type int; expected a string"),
+        (("a.txt", "--out", "v.npy", "--device", "abacus"), "--device abacus: "),
         (("a.txt", "--out", "v.npy", "--pooling", "sum"), "pooling is 'sum'"),
         (("a.jsonl", "--out", "v.npy"), "a.jsonl, line 1: no field 'text'"),
     ],
 )
 def test_bad_input_is_one_line(run, tmp_path, arguments, message):
     (tmp_path / "a.txt").write_text("fox\n")
-    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "gap.txt").write_text("fox\n \ndog\n")
+    (tmp_path / "gap.jsonl").write_text('{"text": "fox"}\n{"text": null}\n')
+    (tmp_path / "number.jsonl").write_text('{"text": 3}\n')
     (tmp_path / "a.jsonl").write_text('{"s": "fox"}\n')
     code, out, err = run(*arguments)
     assert code == 2 and out == ""

@@ -102,6 +102,9 @@ def test_settings_of_sentence_transformers(tmp_path: Path) -> None:
     pooling.write_text(json.dumps({"pooling_mode_lasttoken": True}))
     with pytest.raises(InputError, match="pooling by lasttoken; expected one of mean, cls and max"):
         sentence_settings(tmp_path)
+    (tmp_path / "modules.json").write_text("[{")
+    with pytest.raises(InputError, match="not the settings of a sentence-transformers folder"):
+        sentence_settings(tmp_path)
 
 
 def test_real_weights() -> None:

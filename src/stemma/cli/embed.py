@@ -22,7 +22,7 @@ def embed(
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as one line of JSON.")] = False,
 ) -> None:
-    """Embed texts with any encoder; blank lines and empty fields are no texts.
+    """Embed texts with any encoder: vector number n is that of line or row n, so none may be empty.
 
     A folder of sentence-transformers brings its own pooling.
 
@@ -34,7 +34,8 @@ def embed(
     from rich.console import Console
     from rich.progress import Progress
 
-    from stemma.data.readers import format_of, read
+    from stemma.cli.devices import device_named
+    from stemma.data.readers import texts_in_order
     from stemma.data.tokenizers import load_tokenizer
     from stemma.errors import InputError
     from stemma.families import load
@@ -56,17 +57,12 @@ def embed(
             import pyarrow.parquet
         except ImportError:
             raise InputError(f"--out {out}: needs pyarrow: pip install 'stemma-lm[data]'") from None
-    rows: list[str] = []
-    for piece in read(texts, format_of(texts) or "text", field, "line", lambda count: None):
-        if piece.starts:
-            rows.append(piece.text)
-        else:  # of a long text
-            rows[-1] += piece.text
+    rows = list(texts_in_order(texts, field))
     if not rows:
         raise InputError(f"{texts}: no text in it")
     prepare_processor()
     directory = resolve(model)
-    network, tokenizer = load(directory, device=device), load_tokenizer(directory)
+    network, tokenizer = load(directory, device=device_named(device)), load_tokenizer(directory)
     settings = sentence_settings(directory)
     settings |= {} if pooling is None else {"pooling": pooling}
     settings |= {} if normalize is None else {"normalize": normalize}

@@ -27,6 +27,7 @@ def evaluate(
     import json
     from dataclasses import asdict
 
+    from stemma.cli.devices import device_named
     from stemma.data.corpora import CorpusSource
     from stemma.data.tokenizers import load_tokenizer
     from stemma.evaluation.likelihood import score_text
@@ -34,7 +35,7 @@ def evaluate(
     from stemma.training.hardware import prepare_processor
 
     prepare_processor()
-    network, tokenizer = load(model, device=device), load_tokenizer(model)
+    network, tokenizer = load(model, device=device_named(device)), load_tokenizer(model)
     source = CorpusSource(corpus, field=field, documents=documents, held_out=0.0)
     result = score_text(network, tokenizer, source, length=length, batch_size=batch_size)
     if as_json:

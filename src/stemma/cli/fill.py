@@ -30,6 +30,7 @@ def fill(
     import sys
     from dataclasses import asdict
 
+    from stemma.cli.devices import device_named
     from stemma.data.tokenizers import load_tokenizer
     from stemma.errors import InputError
     from stemma.families import load
@@ -50,7 +51,7 @@ def fill(
         if not wanted:
             raise InputError(f"{file}: no text in it, expected one a line")
     prepare_processor()
-    network, tokenizer = load(model, device=device), load_tokenizer(model)
+    network, tokenizer = load(model, device=device_named(device)), load_tokenizer(model)
     found = run(network, tokenizer, wanted, top_k=top_k, max_piece_tokens=max_piece_tokens)
     for text, candidates in zip(wanted, found, strict=True):
         if as_json:

@@ -65,6 +65,7 @@ def generate(
 
     Example: [bold]stemma generate runs/tiny --prompt "def main" --temperature 0.7[/bold]
     """
+    from stemma.cli.devices import device_named
     from stemma.data.tokenizers import load_tokenizer
     from stemma.families import load
     from stemma.inference.generate import generate as run
@@ -76,7 +77,7 @@ def generate(
         temperature = TEMPERATURE if temperature is None else temperature
         top_p = TOP_P if top_p is None else top_p
     prepare_processor()
-    network = load(model, dtype=_dtype(dtype), device=_device(device))
+    network = load(model, dtype=_dtype(dtype), device=device_named(device))
     tokenizer = load_tokenizer(model)
     printer = Printer(prompts, as_json, streaming=len(prompts) == samples == beams == 1)
     with prepacked(network, len(prompts) * samples * beams, release=None):
@@ -186,15 +187,3 @@ def _dtype(name: str | None) -> "torch.dtype | None":
     if name is not None and name not in dtypes:
         raise InputError(f"--dtype {name}{closest(name, dtypes)}: expected one of {', '.join(dtypes)}")
     return None if name is None else dtypes[name]
-
-
-def _device(name: str) -> "torch.device":
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from error

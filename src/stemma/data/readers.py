@@ -39,9 +39,37 @@ def read(path: Path, file_format: str, field: str, documents: str, count: Count)
     if file_format == "text":
         yield from SPLITTERS[documents](text_chunks(path, count), str(path))
         return
-    rows = {"jsonl": _json_rows, "csv": _csv_rows, "tsv": _csv_rows, "parquet": _parquet_rows, "arrow": _arrow_rows}
-    for row, origin in rows[file_format](path, field, count):
+    for row, origin in field_values(path, file_format, field, count):
         yield from row_pieces(row, field, origin)
+
+
+def field_values(path: Path, file_format: str, field: str, count: Count) -> Iterator[tuple[Any, str]]:
+    """Yield what `field` holds in each row of a file that is no text file, null and empty too, and where it stands."""
+    rows = {"jsonl": _json_rows, "csv": _csv_rows, "tsv": _csv_rows, "parquet": _parquet_rows, "arrow": _arrow_rows}
+    yield from rows[file_format](path, field, count)
+
+
+def texts_in_order(path: Path, field: str) -> Iterator[str]:
+    """Yield the text of every line of a text file, or of every row of another, so that the n-th is that of row n.
+
+    Raises:
+        InputError: one that is blank, null or no string, besides what `read` raises.
+    """
+    file_format = format_of(path) or "text"
+    if file_format == "text":
+        found: Iterable[tuple[Any, str]] = (
+            (line.removesuffix("\r"), f"{path}, line {number}")
+            for number, line in enumerate(lines(text_chunks(path, lambda read: None)), start=1)
+        )
+    else:
+        found = field_values(path, file_format, field, lambda read: None)
+    for value, origin in found:
+        if value is None or (isinstance(value, str) and not value.strip()):
+            raise InputError(f"{origin}: empty; expected a text in every line or row")
+        if not isinstance(value, str):
+            raise InputError(f"{origin}: field '{field}' is of type {type(value).__name__}; expected a string")
+        check_unicode(value, origin)
+        yield value
 
 
 def row_pieces(value: Any, field: str, origin: str) -> Iterator[Piece]:

@@ -79,25 +79,29 @@ def sentence_settings(directory: Path) -> dict[str, Any]:
     """Return the options of `embed` that a folder of sentence-transformers was made with; {} for other folders.
 
     Raises:
-        InputError: a kind of pooling that is not here.
+        InputError: a kind of pooling that is not here, or files that are broken.
     """
     modules = directory / "modules.json"
     if not modules.is_file():
         return {}
-    kinds = {entry["type"].rpartition(".")[2]: directory / entry["path"] for entry in json.loads(modules.read_text())}
-    settings: dict[str, Any] = {"normalize": "Normalize" in kinds}
-    if "Pooling" in kinds:
-        content = json.loads((kinds["Pooling"] / "config.json").read_text())
-        wanted = [name.removeprefix("pooling_mode_") for name, on in content.items() if on is True]
-        names: dict[str, Pooling] = {"mean_tokens": "mean", "cls_token": "cls", "max_tokens": "max"}
-        known = [names[name] for name in wanted if name in names]
-        if len(known) != 1:
-            raise InputError(f"{directory}: pooling by {', '.join(wanted)}; expected one of mean, cls and max")
-        settings["pooling"] = known[0]
-    limits = directory / "sentence_bert_config.json"
-    if limits.is_file():
-        settings["longest"] = json.loads(limits.read_text()).get("max_seq_length")
-    return settings
+    try:
+        kinds = {
+            entry["type"].rpartition(".")[2]: directory / entry["path"] for entry in json.loads(modules.read_text())
+        }
+        settings: dict[str, Any] = {"normalize": "Normalize" in kinds}
+        pooling = json.loads((kinds["Pooling"] / "config.json").read_text()) if "Pooling" in kinds else {}
+        wanted = [name.removeprefix("pooling_mode_") for name, on in pooling.items() if on is True]
+        limits = directory / "sentence_bert_config.json"
+        if limits.is_file():
+            settings["longest"] = json.loads(limits.read_text()).get("max_seq_length")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"{directory}: not the settings of a sentence-transformers folder ({reason})") from error
+    names: dict[str, Pooling] = {"mean_tokens": "mean", "cls_token": "cls", "max_tokens": "max"}
+    known = [names[name] for name in wanted if name in names]
+    if "Pooling" in kinds and len(known) != 1:
+        raise InputError(f"{directory}: pooling by {', '.join(wanted)}; expected one of mean, cls and max")
+    return settings | ({"pooling": known[0]} if known else {})
 
 
 def _frame(model: Any, tokenizer: "Tokenizer") -> tuple[list[int], list[int]]:
