@@ -100,7 +100,8 @@ def _sentences(path: Path, conllu: bool) -> Iterator[list[tuple[int, list[str]]]
     first: tuple[int, int] | None = None  # line, columns
     for number, line in numbered_lines(path):
         row = _divided(line)
-        if not line.strip() or row[0] == DOCUMENT_START:
+        # A byte order mark may be left where files were joined, and ends the published development set of WNUT-17.
+        if not line.strip().strip("\ufeff") or row[0] == DOCUMENT_START:
             if sentence:
                 yield sentence
             sentence = []
@@ -127,6 +128,6 @@ def _column(row: list[str], column: int, what: str, origin: str) -> str:
         raise InputError(
             f"{origin}: no column {column} for the {what}; there are {len(row)}, expected a word and a label"
         )
-    if not row[column - 1].strip():
+    if not row[column - 1].strip(" "):
         raise InputError(f"{origin}: the {what} in column {column} is empty")
     return row[column - 1]
