@@ -16,6 +16,7 @@ LEARN, USE, MEASURE = "Learn from text", "Use a model", "Measure a model"
 VERBS = {
     "tokenizer": ("stemma.cli.tokenizer", "app", LEARN),
     "pretrain": ("stemma.cli.pretrain", "pretrain", LEARN),
+    "finetune": ("stemma.cli.finetune", "finetune", LEARN),
     "generate": ("stemma.cli.generate", "generate", USE),
     "fill": ("stemma.cli.fill", "fill", USE),
     "embed": ("stemma.cli.embed", "embed", USE),

@@ -1,5 +1,6 @@
 """Where a run stands, and the sums from which its metrics are made; all of it is part of a checkpoint."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -14,7 +15,8 @@ class Progress:
     Args:
         step: updates done, those that were skipped included. seconds: time spent in them.
         skipped: updates without a target or with a loss that was not finite. bad_in_a_row: of the latter, just now.
-        best_loss, best_step: of the held-out evaluations; without_improvement: evaluations since.
+        best_loss, best_score, best_step: of the held-out evaluations; where there is a score it decides, and the loss
+            between equal ones. without_improvement: evaluations since.
         evaluation: the last one. window: sums since the last line of metrics.
     """
 
@@ -24,6 +26,7 @@ class Progress:
     skipped: int = 0
     bad_in_a_row: int = 0
     best_loss: float | None = None
+    best_score: float | None = None
     best_step: int | None = None
     without_improvement: int = 0
     stopped_early: bool = False
@@ -53,12 +56,14 @@ class Progress:
 
     def evaluated(self, result: Evaluation, patience: int | None) -> bool:
         """Take in an evaluation; return whether it is the best so far."""
-        improved = result.loss < (float("inf") if self.best_loss is None else self.best_loss)
+        best = (self.best_score or 0.0, -float("inf" if self.best_loss is None else self.best_loss))
+        sound = not math.isnan(result.loss)
+        improved = sound and (self.best_step is None or (result.score or 0.0, -result.loss) > best)
         self.evaluation = asdict(result)
         self.without_improvement = 0 if improved else self.without_improvement + 1
         self.stopped_early = patience is not None and self.without_improvement >= patience
         if improved:
-            self.best_loss, self.best_step = result.loss, self.step
+            self.best_loss, self.best_score, self.best_step = result.loss, result.score, self.step
         return improved
 
     def close_window(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from stemma.data.tokenized_corpus import TokenizedSplit
 from stemma.training.distributed import Workers, release
-from stemma.training.objective import Batch, HeldOut
+from stemma.training.objective import Batch, HeldOut, LossModule, Measured
 
 
 @dataclass(frozen=True)
@@ -23,18 +23,21 @@ class Evaluation:
         loss: mean negative log-likelihood of a target, in nats. perplexity: its exponential.
         bits_per_byte: total negative log-likelihood in bits per UTF-8 byte of the raw text, which unlike the others
             can be compared between tokenizers; None where the objective is no likelihood of the text.
-        targets: number of tokens scored.
+        targets: number of tokens (of a fine-tuned task: examples) scored.
+        metrics, score: of a fine-tuned task, see `objective.Measurement`.
     """
 
     loss: float
     perplexity: float
     bits_per_byte: float | None
     targets: int
+    metrics: dict[str, float] | None = None
+    score: float | None = None
 
 
 @torch.no_grad()
 def evaluate(
-    loss_module: nn.Module, held_out: HeldOut, workers: Workers, precision: AbstractContextManager[None]
+    loss_module: nn.Module, held_out: HeldOut | Measured, workers: Workers, precision: AbstractContextManager[None]
 ) -> Evaluation:
     """Score held-out text with the model in evaluation mode; the workers share the batches.
 
@@ -42,6 +45,8 @@ def evaluate(
         loss_module: what `LossModule` makes of model and objective. precision: entered around the whole pass.
     """
     loss_module.eval()
+    if isinstance(held_out, Measured):
+        return _measured(loss_module, held_out, precision)
     sums = {"nll": 0.0, "targets": 0.0}
     with precision:
         for batch, counted in _share(held_out.batches(), workers):
@@ -54,6 +59,17 @@ def evaluate(
     loss = sums["nll"] / max(sums["targets"], 1)
     bits = None if not held_out.bytes else sums["nll"] / (math.log(2) * held_out.bytes)
     return Evaluation(loss, math.exp(min(loss, 700.0)), bits, int(sums["targets"]))
+
+
+def _measured(loss_module: nn.Module, held_out: Measured, precision: AbstractContextManager[None]) -> Evaluation:
+    """Let each worker measure everything: tasks have few examples, and their metrics are no sums."""
+    assert isinstance(loss_module, LossModule)
+    with precision:
+        result = held_out.measure(loss_module.model)
+    release(loss_module)
+    loss_module.train()
+    perplexity = math.exp(min(result.loss, 700.0))
+    return Evaluation(result.loss, perplexity, None, result.examples, dict(result.metrics), result.score)
 
 
 class SampledDocuments:

@@ -63,6 +63,28 @@ class HeldOut:
     bytes: int | None
 
 
+@dataclass(frozen=True)
+class Measurement:
+    """What a fine-tuned model reaches on held-out examples.
+
+    Args:
+        loss: mean of the objective's loss. examples: how many. metrics: by name. score: the one that decides which
+            weights are best; higher is better.
+    """
+
+    loss: float
+    examples: int
+    metrics: Mapping[str, float]
+    score: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Held-out examples that are not scored by their likelihood alone: `measure(model)` of a model in eval mode."""
+
+    measure: Callable[[Any], Measurement]
+
+
 class LossModule(nn.Module):
     """Model and objective as one module, so that all of a step happens inside one `forward` (sharding needs that)."""
 

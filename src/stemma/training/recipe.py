@@ -53,14 +53,18 @@ class ScheduleRecipe(Section):
     """The learning rate over the updates, as a factor of the peak (see schedules.py).
 
     Args:
-        warmup: updates of linear warm-up. final: factor at the end of the decay.
+        warmup: updates of linear warm-up; below 1: a share of all updates. final: factor at the end of the decay.
         until: update at which the decay ends; default: the last one.
     """
 
     name: Literal["constant", "linear", "cosine", "inverse_square_root", "t5", "gpt1"] = "cosine"
-    warmup: int = Field(default=0, ge=0)
+    warmup: float = Field(default=0, ge=0)
     final: float = Field(default=0.0, ge=0, le=1)
     until: int | None = Field(default=None, gt=0)
+
+    def warmup_updates(self, total: int) -> int:
+        """Return the updates of warm-up of a run of `total`."""
+        return round(self.warmup if self.warmup >= 1 else self.warmup * total)
 
 
 class RampRecipe(Section):
@@ -156,7 +160,17 @@ class OutputRecipe(Section):
     wandb: str | None = None
 
 
-class Recipe(Section):
+class RunRecipe(Section):
+    """What the trainer needs to know of any run."""
+
+    training: TrainingRecipe
+    evaluation: EvaluationRecipe = EvaluationRecipe()
+    execution: ExecutionRecipe = ExecutionRecipe()
+    output: OutputRecipe = OutputRecipe()
+    seed: int = Field(default=1, ge=0)
+
+
+class Recipe(RunRecipe):
     """A whole recipe. `model` and `objective` are checked against the family's own classes by `load_recipe`.
 
     Args:
@@ -169,11 +183,6 @@ class Recipe(Section):
     objective: dict[str, Any] = {}
     tokenizer: TokenizerRecipe = TokenizerRecipe()
     data: DataRecipe = DataRecipe()
-    training: TrainingRecipe
-    evaluation: EvaluationRecipe = EvaluationRecipe()
-    execution: ExecutionRecipe = ExecutionRecipe()
-    output: OutputRecipe = OutputRecipe()
-    seed: int = Field(default=1, ge=0)
 
 
 # Sections that decide the resulting weights, and the one that decides their last bits only.
@@ -213,13 +222,15 @@ def expanded(recipe: Recipe, where: Where = ".".join) -> Recipe:
     return recipe.model_copy(update={"model": model, "objective": objective})
 
 
-def write_recipe(recipe: Recipe, path: Path) -> None:
+def write_recipe(recipe: RunRecipe, path: Path) -> None:
     """Write the whole recipe, defaults included, so that it can be run again as it is."""
+    content = recipe.model_dump(mode="json")
+    content.update({name: content.pop(name) for name in RunRecipe.model_fields})  # what is trained on what comes first
     with write_whole(path) as temporary:
-        temporary.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+        temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
 
-def differences(recipe: Recipe, other: Recipe, sections: Iterable[str] = DECISIVE) -> list[str]:
+def differences(recipe: RunRecipe, other: RunRecipe, sections: Iterable[str] = DECISIVE) -> list[str]:
     """Return the keys of the given sections that differ, as "section.key: here, there".
 
     The number of updates may differ where the schedule of the learning rate does not depend on it: such a run may be
@@ -230,7 +241,7 @@ def differences(recipe: Recipe, other: Recipe, sections: Iterable[str] = DECISIV
     return [f"{key}: {here.get(key)}, {there.get(key)}" for key in keys if here.get(key) != there.get(key)]
 
 
-def _comparable(recipe: Recipe, sections: Iterable[str]) -> dict[str, Any]:
+def _comparable(recipe: RunRecipe, sections: Iterable[str]) -> dict[str, Any]:
     content = recipe.model_dump(mode="json", include=set(sections))
     schedule = recipe.training.schedule
     if "training" in content and (schedule.until is not None or schedule.name not in schedules.DEPEND_ON_TOTAL):

@@ -76,6 +76,13 @@ class RecipeSource:
         self.content: dict[str, Any] = content
         self._lines.update(_key_lines(tree, ()))
 
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> "RecipeSource":
+        """Return the source of a recipe that stands in no file."""
+        source = cls.__new__(cls)
+        source.path, source.content, source._lines, source._overridden = Path("recipe"), content, {}, set()
+        return source
+
     def override(self, assignment: str) -> None:
         """Set one key from `section.key=value`.
 

@@ -1,13 +1,22 @@
 """The directory of a run: whose it is, whether it may be gone on with, and that only one process writes to it."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from stemma.errors import InputError
 from stemma.training.metrics import METRICS
-from stemma.training.recipe import DECISIVE, ROUNDING, Recipe, differences, expanded, load_recipe, write_recipe
+from stemma.training.recipe import (
+    DECISIVE,
+    ROUNDING,
+    Recipe,
+    RunRecipe,
+    differences,
+    expanded,
+    load_recipe,
+    write_recipe,
+)
 from stemma.training.saving import BEST, STATES
 from stemma.training.state import SavedState, newest_state, remove_leftovers, remove_state
 
@@ -46,20 +55,24 @@ def locked(directory: Path) -> Iterator[None]:
 
 def claim(
     directory: Path,
-    recipe: Recipe,
+    recipe: RunRecipe,
     *,
     resume: bool = False,
     overwrite: bool = False,
     say: Callable[[str], None] = lambda message: None,
+    read: Callable[[Path], RunRecipe] = load_recipe,
+    decisive: Collection[str] = DECISIVE,
 ) -> SavedState | None:
     """Make `directory` the recipe's: begin, or find the checkpoint to go on from.
 
     Args:
-        resume: there must be something to go on from. overwrite: begin anew, deleting what an earlier run wrote.
+        resume: there must be something to go on from.
+        overwrite: begin anew, deleting what an earlier run wrote.
+        read: reads the recipe of an earlier run. decisive: sections that must be the same.
     Raises:
         InputError: the directory holds another run or something else, or there is nothing to resume.
     """
-    recipe = expanded(recipe)
+    recipe = expanded(recipe) if isinstance(recipe, Recipe) else recipe
     for folder in (directory, directory / STATES, directory / BEST):
         remove_leftovers(folder)
     started = (directory / RECIPE).is_file()
@@ -75,7 +88,7 @@ def claim(
             raise InputError(f"{directory}: holds '{foreign[0]}' but no {RECIPE}; expected a new or empty directory")
         write_recipe(recipe, directory / RECIPE)
         return None
-    _require_same_recipe(directory, recipe, say)
+    _require_same_recipe(directory, recipe, read(directory / RECIPE), decisive, say)
     saved, damaged = newest_state(directory / STATES)
     for path in damaged:
         say(f"{path}: incomplete or damaged, passed over and removed")
@@ -84,9 +97,10 @@ def claim(
     return saved
 
 
-def _require_same_recipe(directory: Path, recipe: Recipe, say: Callable[[str], None]) -> None:
-    before = load_recipe(directory / RECIPE)
-    changed = differences(recipe, before, DECISIVE)
+def _require_same_recipe(
+    directory: Path, recipe: RunRecipe, before: RunRecipe, decisive: Collection[str], say: Callable[[str], None]
+) -> None:
+    changed = differences(recipe, before, decisive)
     if changed:
         raise InputError(
             f"{directory}: holds a run of another recipe (here, there): {'; '.join(changed)}. "

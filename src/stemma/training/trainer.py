@@ -29,10 +29,10 @@ from stemma.training.held_out import Evaluation, evaluate
 from stemma.training.interrupts import Interrupts
 from stemma.training.metrics import METRICS, MetricsLog
 from stemma.training.non_finite import Diverged, non_finite_report
-from stemma.training.objective import Batch, Display, HeldOut, LossModule, Objective, Sequences
+from stemma.training.objective import Batch, Display, HeldOut, LossModule, Measured, Objective, Sequences
 from stemma.training.optimizer import adamw
 from stemma.training.progress import Silent
-from stemma.training.recipe import Recipe, TrainingRecipe
+from stemma.training.recipe import RunRecipe, TrainingRecipe
 from stemma.training.saving import Publish, Saver
 from stemma.training.state import SavedState, restore_tensors
 
@@ -51,7 +51,7 @@ class Task:
     sequences: Sequences
     length: int
     steps: int
-    held_out: HeldOut | None = None
+    held_out: HeldOut | Measured | None = None
     fingerprints: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -79,7 +79,7 @@ class Trainer:
     def __init__(
         self,
         task: Task,
-        recipe: Recipe,
+        recipe: RunRecipe,
         directory: Path,
         *,
         publish: Publish,
@@ -274,7 +274,7 @@ class Trainer:
         if step % self.recipe.output.save_every == 0:
             self._save()
 
-    def _evaluate(self, held_out: HeldOut) -> dict[str, Any]:
+    def _evaluate(self, held_out: HeldOut | Measured) -> dict[str, Any]:
         progress = self.progress
         with self.average.applied() if self.average is not None else nullcontext():
             result = evaluate(self.loss_module, held_out, self.workers, self._autocast())
@@ -285,7 +285,10 @@ class Trainer:
             self.display.say(_in_words(progress.step, result, improved))
         if result.bits_per_byte is not None:
             self._shown["bits_per_byte"] = result.bits_per_byte
-        return {f"held_out_{name}": value for name, value in asdict(result).items() if value is not None}
+        if result.score is not None:
+            self._shown["score"] = result.score
+        values = {**asdict(result), **(result.metrics or {})}
+        return {f"held_out_{name}": value for name, value in values.items() if isinstance(value, int | float)}
 
     def _save(self, last: bool = False) -> None:
         """Write a checkpoint and publish the weights. Only the last one of the run may not fail."""
@@ -342,7 +345,8 @@ class Trainer:
     def _learning_rate(self, step: int) -> float:
         schedule = self.recipe.training.schedule
         total = schedule.until or self.task.steps
-        factor = schedules.factor(schedule.name, step, total=total, warmup=schedule.warmup, final=schedule.final)
+        warmup = schedule.warmup_updates(total)
+        factor = schedules.factor(schedule.name, step, total=total, warmup=warmup, final=schedule.final)
         return self.recipe.training.learning_rate * factor
 
     def _autocast(self) -> AbstractContextManager[None]:
@@ -369,6 +373,10 @@ def _optimizer(model: nn.Module, training: TrainingRecipe) -> torch.optim.Optimi
 
 
 def _in_words(step: int, result: Evaluation, improved: bool) -> str:
-    bits = "" if result.bits_per_byte is None else f"  {result.bits_per_byte:.4f} bits per byte"
-    mark = "  best so far" if improved else ""
-    return f"step {step:,}  held-out loss {result.loss:.4f}  perplexity {result.perplexity:.2f}{bits}{mark}"
+    words = [f"step {step:,}", f"held-out loss {result.loss:.4f}"]
+    if result.metrics is None:
+        words.append(f"perplexity {result.perplexity:.2f}")
+    words += [f"{name.replace('_', ' ')} {value:.4f}" for name, value in (result.metrics or {}).items()]
+    if result.bits_per_byte is not None:
+        words.append(f"{result.bits_per_byte:.4f} bits per byte")
+    return "  ".join([*words, *["best so far"] * improved])

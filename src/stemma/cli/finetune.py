@@ -1,0 +1,101 @@
+"""`stemma finetune`: teach a pretrained model a task from labelled examples."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from stemma.training.trainer import Outcome
+
+
+def finetune(
+    model: Annotated[str, typer.Argument(help="A checkpoint directory or a Hugging Face hub id.", metavar="MODEL")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Any key of the recipe, e.g. training.lr=3e-4.")
+    ] = None,
+    train: Annotated[
+        str, typer.Option(help="Labelled examples: CSV, TSV, JSONL, Parquet, or .txt with a label first on each line.")
+    ] = ...,  # type: ignore[assignment]
+    dev: Annotated[
+        str | None, typer.Option(help="Examples to choose the best weights by; default: 10 % of train.")
+    ] = None,
+    test: Annotated[str | None, typer.Option(help="Examples to report on, looked at once, at the end.")] = None,
+    task: Annotated[str, typer.Option(help="classification or regression.")] = "classification",
+    text: Annotated[str, typer.Option(help="Column with the text.")] = "text",
+    pair: Annotated[str | None, typer.Option(help="Column with the second text of a pair.")] = None,
+    label: Annotated[str, typer.Option(help="Column with the label.")] = "label",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Where to write; default: runs/finetune-MODEL.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete the run that is there and begin anew.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON; the rest goes to stderr.")] = False,
+) -> None:
+    """Fine-tune a model on labelled examples, each family in its own way; the best weights by the metric are kept.
+
+    BERT and GPT get an output layer, GLM answers a cloze question, T5 writes the label. The same command again goes on
+    where a run stopped.
+
+    Example: stemma finetune runs/bert --train train.csv --dev dev.csv --text sentence --label label
+    """
+    from rich.console import Console
+
+    from stemma.finetuning.recipe import build_recipe
+    from stemma.finetuning.run import family_and_size, read_splits
+    from stemma.finetuning.run import finetune as run
+    from stemma.training.non_finite import Diverged
+    from stemma.training.progress import ConsoleDisplay
+
+    given: dict[str, Any] = {
+        "model": model,
+        "task": {"kind": task},
+        "data": {"train": train, "text": text, "pair": pair, "label": label, "test": test},
+    }
+    if dev is not None:
+        given["data"]["dev"] = dev
+    directory = out or Path("runs") / f"finetune-{Path(model).name}"
+    console = Console(stderr=as_json)
+    family, parameters = family_and_size(model)
+    draft = build_recipe(given, overrides or [], family=family, parameters=parameters, examples=1 << 60)
+    splits = read_splits(draft)
+    recipe = build_recipe(given, overrides or [], family=family, parameters=parameters, examples=len(splits.train))
+    try:
+        display = ConsoleDisplay(console)
+        outcome, results = run(recipe, directory, splits=splits, overwrite=overwrite, display=display)
+    except (Diverged, OSError) as error:
+        console.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+    report(outcome, results, directory, console, as_json)
+    if outcome.signal is not None:
+        raise typer.Exit(128 + outcome.signal)
+
+
+def report(
+    outcome: "Outcome", results: dict[str, Any] | None, directory: Path, console: "Console", as_json: bool
+) -> None:
+    """Print what a run reached."""
+    from rich.table import Table
+
+    if as_json:
+        print(json.dumps({"reason": outcome.reason, "out": str(directory), **(results or {})}))
+        return
+    if results is None:
+        console.print("saved; the same command again goes on from here", highlight=False)
+        return
+    table = Table(title=f"{outcome.reason}: the weights of step {results['best_step']:,}", title_justify="left")
+    parts = [name for name in ("dev", "test") if name in results]
+    names = list(results[parts[0]]["metrics"])
+    table.add_column("")
+    for name in ["examples", *names, *(["majority class"] if "majority" in results[parts[0]] else []), "loss"]:
+        table.add_column(name.replace("_", " "), justify="right")
+    for part in parts:
+        numbers = [results[part]["metrics"][name] for name in names]
+        numbers += [results[part][name] for name in ("majority", "loss") if name in results[part]]
+        table.add_row(part, f"{results[part]['examples']:,}", *(f"{number:.4f}" for number in numbers))
+    console.print(table)
+    console.print(f"best weights: {directory / 'best'}", highlight=False, soft_wrap=True)

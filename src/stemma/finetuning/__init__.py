@@ -1,0 +1,1 @@
+"""Fine-tuning: one task, each family's own formulation of it."""

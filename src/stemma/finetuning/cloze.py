@@ -1,0 +1,143 @@
+"""Classification as a cloze question: which label's word stands in the blank? (Du et al. 2022, section 2.3.)"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stemma.data.labelled import LabelledData
+from stemma.data.tokenizers import Tokenizer
+from stemma.errors import InputError
+from stemma.families.glm.examples import IGNORED, Example, collate, filled_example
+from stemma.families.glm.model import GLM
+from stemma.families.glm.tokens import GLMTokens
+from stemma.layers.masks import Mask
+
+PATTERNS = ("{text} It is [MASK].", "{text} [MASK], {pair}")  # of a text, of a pair
+
+_PARTS = re.compile(r"(\{text\}|\{pair\}|\[MASK\])")
+
+
+@dataclass(frozen=True)
+class ClozeClassification:
+    """The cross-entropy over the labels, each scored by the log-probability of its word, and of the end, in the blank.
+
+    Where each word is one token, all are read off one forward pass, without the end, as the reference does.
+
+    Args:
+        glm_tokens: the tokenizer's special tokens. pattern: the question: "{text}", "{pair}" and one "[MASK]" in it.
+        words: token ids of each label's word. longest: most tokens of an input, of which `{text}` and `{pair}` are cut.
+    """
+
+    glm_tokens: GLMTokens
+    pattern: str
+    words: tuple[tuple[int, ...], ...]
+    longest: int
+
+    @classmethod
+    def of(
+        cls, tokenizer: Tokenizer, label_words: Sequence[str], longest: int, *, pattern: str | None, pair: bool
+    ) -> "ClozeClassification":
+        """Build it from the labels' words.
+
+        Raises:
+            InputError: a pattern without one blank, or words that the tokenizer writes alike.
+        """
+        pattern = PATTERNS[pair] if pattern is None else pattern
+        if pattern.count("[MASK]") != 1 or "{text}" not in pattern or ("{pair}" in pattern) != pair:
+            wanted = "{text}, {pair}" if pair else "{text}"
+            raise InputError(f"pattern {pattern!r}: expected {wanted} and one [MASK] in it")
+        words = tuple(tuple(ids) for ids in tokenizer.encode_batch([f" {word}" for word in label_words]))
+        for index, word in enumerate(words):
+            if not word or word in words[:index]:
+                raise InputError(f"label word {label_words[index]!r}: another one has the same tokens, or it has none")
+        return cls(GLMTokens.of(tokenizer), pattern, words, longest)
+
+    @property
+    def outputs(self) -> int:
+        """The number of classes."""
+        return len(self.words)
+
+    @property
+    def single(self) -> bool:
+        """Whether each word is one token."""
+        return all(len(word) == 1 for word in self.words)
+
+    def encode(self, data: LabelledData, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+        """Return `rows` (the question answered in each way; one row if each word is one token), `label`, `tokens`."""
+        columns = [tokenizer.encode_batch(list(column)) for column in zip(*data.texts, strict=True)]
+        parts = _PARTS.split(self.pattern)
+        # The blank before a mask belongs to what stands in it.
+        before_mask = [index + 1 < len(parts) and parts[index + 1] == "[MASK]" for index in range(len(parts))]
+        fixed = tokenizer.encode_batch(
+            [part.rstrip() if ahead else part for part, ahead in zip(parts, before_mask, strict=True)]
+        )
+        answers: list[tuple[int, ...]] = [()] if self.single else list(self.words)
+        room = self.longest - max(len(answer) for answer in answers) - 1
+        examples = []
+        for texts, label in zip(zip(*columns, strict=True), data.labels, strict=True):
+            context = self._context(parts, fixed, texts, room)
+            place = context.index(self.glm_tokens.mask)
+            ids = self.glm_tokens
+            rows = [filled_example(context, [place], [answer], ids.piece_start, ids.piece_end) for answer in answers]
+            examples.append({"rows": rows, "label": label, "tokens": rows[0]["tokens"]})
+        return examples
+
+    def _context(
+        self, parts: Sequence[str], fixed: Sequence[Sequence[int]], texts: Sequence[Sequence[int]], room: int
+    ) -> list[int]:
+        free = {"{text}": list(texts[0]), "{pair}": list(texts[1]) if len(texts) > 1 else []}
+        frame = 3 + sum(
+            len(ids) for part, ids in zip(parts, fixed, strict=True) if part != "[MASK]" and part not in free
+        )
+        while frame + sum(map(len, free.values())) > room and any(free.values()):
+            max(free.values(), key=len).pop()
+        context = [self.glm_tokens.beginning]
+        for part, ids in zip(parts, fixed, strict=True):
+            context += [self.glm_tokens.mask] if part == "[MASK]" else free.get(part, list(ids))
+        return [*context, self.glm_tokens.end]
+
+    def example(self, tokens: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """Return the example as it is."""
+        return tokens
+
+    def collate(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Return the rows of all examples as GLM's batch (see `examples.collate` there), with `labels` [batch]."""
+        rows: list[Example] = [row for example in examples for row in example["rows"]]
+        return {**collate(rows, self.glm_tokens.end), "labels": torch.tensor([e["label"] for e in examples])}
+
+    def counts(self, batch: Mapping[str, Tensor]) -> dict[str, int]:
+        """Return the number of examples."""
+        return {"targets": len(batch["labels"])}
+
+    def loss(
+        self, model: GLM, batch: Mapping[str, Tensor], totals: Mapping[str, int] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """Return this batch's share of the step's loss, and sums to report."""
+        nll = self.losses(self.scores(model, batch), batch["labels"]).sum()
+        count = len(batch["labels"])
+        return nll / (totals or {"targets": count})["targets"], {"nll": nll.detach(), "targets": count}
+
+    def losses(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of each example, float32 [batch]."""
+        return F.cross_entropy(scores, targets, reduction="none")
+
+    def scores(self, model: GLM, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the log-probability of each label's word, float32 [batch, outputs] (up to a constant of the row)."""
+        mask = Mask(causal=True, prefix_lengths=batch["context_lengths"])
+        hidden = model.hidden(batch["tokens"], batch["positions"], mask)
+        learned = batch["targets"] != IGNORED
+        if self.single:
+            read = learned.int().argmax(1)  # the start token, the only one with a target
+            words = torch.tensor([word[0] for word in self.words], device=hidden.device)
+            states = hidden[torch.arange(len(hidden), device=hidden.device), read]
+            return F.linear(states, model.output_weight[words].to(states.dtype)).float()
+        row = learned.nonzero()[:, 0]
+        logits = model.logits(hidden[learned]).float()
+        chosen = logits.log_softmax(-1).gather(1, batch["targets"][learned].unsqueeze(1)).squeeze(1)
+        return torch.zeros(len(hidden), device=hidden.device).index_add(0, row, chosen).view(-1, self.outputs)

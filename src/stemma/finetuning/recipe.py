@@ -1,0 +1,166 @@
+"""What decides a fine-tuning run, and the settings that each family is usually fine-tuned with."""
+
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from stemma.training.recipe import RunRecipe, Section
+from stemma.training.recipe_source import RecipeSource
+
+# Sections that decide the resulting weights.
+DECISIVE = ("model", "task", "data", "training", "seed")
+
+# The published settings (Devlin et al. 2018, appendix A.3; Radford et al. 2018, section 4.1; Raffel et al. 2020,
+# section 3.1; THUDM/GLM's config_tasks).
+FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
+    "bert": {
+        "training": {
+            "learning_rate": 3e-5,
+            "batch": 32,
+            "epochs": 3,
+            "betas": [0.9, 0.999],
+            "weight_decay": 0.01,
+            "schedule": {"name": "linear", "warmup": 0.1},
+        }
+    },
+    "gpt": {
+        "training": {
+            "learning_rate": 6.25e-5,
+            "batch": 32,
+            "epochs": 3,
+            "betas": [0.9, 0.999],
+            "weight_decay": 0.01,
+            "schedule": {"name": "linear", "warmup": 0.002},
+        },
+        "task": {"language_model": 0.5},
+    },
+    "t5": {
+        "training": {
+            "learning_rate": 1e-4,
+            "batch": 32,
+            "epochs": 5,
+            "betas": [0.9, 0.999],
+            "weight_decay": 0.0,
+            "schedule": {"name": "constant"},
+        }
+    },
+    "glm": {
+        "training": {
+            "learning_rate": 1e-5,
+            "batch": 16,
+            "epochs": 10,
+            "betas": [0.9, 0.999],
+            "weight_decay": 0.1,
+            "schedule": {"name": "linear", "warmup": 0.1},
+        }
+    },
+}
+# Models that are much smaller than the published ones want larger rates.
+SMALL_MODEL, SMALL_MODEL_RATE = 30_000_000, 3e-4
+# Few examples are seen more often (Zhang et al. 2021, "Revisiting Few-sample BERT Fine-tuning").
+FEW_EXAMPLES, FEW_EXAMPLES_EPOCHS = 1000, 10
+
+Kind = Literal["classification", "regression"]
+Formulation = Literal["auto", "head", "cloze", "text"]
+
+
+class TaskRecipe(Section):
+    """What is to be learned.
+
+    Args:
+        kind: of the task.
+        formulation: "head": an output layer on the model; "cloze": GLM's blank with a word for each label; "text": T5
+            writes the label. "auto": the family's own.
+        pattern: of "cloze" and "text": the input, with {text}, {pair} and, of "cloze", [MASK].
+        label_words: of "cloze" and "text": what is written for each label; default: the label itself.
+        metric: by which the best weights are chosen; default: accuracy, of a regression Pearson's correlation.
+        language_model: of a GPT with an output layer: weight of the language model's own loss.
+        dropout: before the output layer.
+    """
+
+    kind: Kind = "classification"
+    formulation: Formulation = "auto"
+    pattern: str | None = None
+    label_words: dict[str, str] = {}
+    metric: str | None = None
+    language_model: float = Field(default=0.0, ge=0)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+
+
+class DataRecipe(Section):
+    """The labelled examples (see `stemma.data.labelled.read_labelled`).
+
+    Args:
+        train: a table. dev: another, or the share of `train` that is held out to choose the best weights.
+        test: a table that is looked at once, at the end; None: none.
+        text, pair, label: columns. header, quotes: of CSV and TSV. longest: most tokens of an input.
+    """
+
+    train: str
+    dev: str | float = 0.1
+    test: str | None = None
+    text: str = "text"
+    pair: str | None = None
+    label: str = "label"
+    header: bool = True
+    quotes: bool = True
+    longest: int = Field(default=256, gt=4)
+
+
+class FineTuningRecipe(RunRecipe):
+    """A whole recipe. `model` is a checkpoint directory or hub id."""
+
+    model: str
+    task: TaskRecipe = TaskRecipe()
+    data: DataRecipe
+    initialize: bool = False
+    """Forget the weights and begin with random ones: what pretraining is compared against."""
+
+
+def build_recipe(
+    given: Mapping[str, Any], overrides: Iterable[str], *, family: str, parameters: int, examples: int
+) -> FineTuningRecipe:
+    """Return the family's usual settings for so many parameters and examples, with what is given instead of them.
+
+    Args:
+        given: sections and keys. overrides: `section.key=value`, which come last.
+    Raises:
+        InputError: an unknown key or a bad value.
+    """
+    content = deepcopy(FAMILY_DEFAULTS[family])
+    training = content["training"]
+    if parameters < SMALL_MODEL:
+        training["learning_rate"] = SMALL_MODEL_RATE
+    if examples < FEW_EXAMPLES:
+        training["epochs"] = max(training["epochs"], FEW_EXAMPLES_EPOCHS)
+    _merge(content, given)
+    return _validated(RecipeSource.of(content), overrides)
+
+
+def read_recipe(path: Path) -> FineTuningRecipe:
+    """Read the recipe of an earlier run.
+
+    Raises:
+        InputError: it is none.
+    """
+    return _validated(RecipeSource(path), ())
+
+
+def _validated(source: RecipeSource, overrides: Iterable[str]) -> FineTuningRecipe:
+    for override in overrides:
+        source.override(override)
+    try:
+        return FineTuningRecipe.model_validate(source.content)
+    except ValidationError as error:
+        raise source.explain(error, FineTuningRecipe) from error
+
+
+def _merge(content: dict[str, Any], given: Mapping[str, Any]) -> None:
+    for key, value in given.items():
+        if isinstance(value, Mapping) and isinstance(content.get(key), dict):
+            _merge(content[key], value)
+        else:
+            content[key] = value

@@ -1,0 +1,276 @@
+"""From a checkpoint and labelled examples to a fine-tuned model and what it reaches."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stemma import families
+from stemma.data.content_hashes import digest
+from stemma.data.labelled import LabelledData, leakage, read_labelled, split_by_hash
+from stemma.data.tokenizers import Tokenizer, load_tokenizer
+from stemma.errors import InputError
+from stemma.families.directory import read_config, resolve
+from stemma.families.glm.model import GLM
+from stemma.families.gpt.model import GPT
+from stemma.families.t5.model import T5
+from stemma.files import write_whole
+from stemma.finetuning.checkpoint import TaskDescription, load_finetuned, save_finetuned
+from stemma.finetuning.classification import HeadClassification
+from stemma.finetuning.cloze import ClozeClassification
+from stemma.finetuning.heads import WithHead
+from stemma.finetuning.measuring import measure
+from stemma.finetuning.reading import prepared, reader_of
+from stemma.finetuning.recipe import DECISIVE, FineTuningRecipe, TaskRecipe, read_recipe
+from stemma.finetuning.sequences import ShuffledByLength
+from stemma.finetuning.text_labels import TextClassification
+from stemma.training.batches import derived_seed
+from stemma.training.distributed import Workers
+from stemma.training.hardware import prepare_processor
+from stemma.training.objective import Display, Measured, Measurement
+from stemma.training.progress import Silent
+from stemma.training.run_directory import claim, locked
+from stemma.training.saving import BEST, STATES
+from stemma.training.state import newest_state
+from stemma.training.trainer import Outcome, Task, Trainer
+
+RESULTS = "results.json"
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The examples to train on, to choose the best weights by, and to report on (None: none)."""
+
+    train: LabelledData
+    dev: LabelledData
+    test: LabelledData | None
+
+
+def read_splits(recipe: FineTuningRecipe) -> Splits:
+    """Read the recipe's data; without a file of its own, dev is held out of train by a hash of the text.
+
+    Raises:
+        InputError: see `read_labelled`.
+    """
+    data, regression = recipe.data, recipe.task.kind == "regression"
+    names: tuple[str, ...] | None = None
+
+    def read(path: str) -> LabelledData:
+        return read_labelled(
+            Path(path),
+            text=data.text,
+            pair=data.pair,
+            label=data.label,
+            label_names=names,
+            regression=regression,
+            header=data.header,
+            quotes=data.quotes,
+        )
+
+    train = read(data.train)
+    names = None if regression else train.label_names
+    if isinstance(data.dev, str):
+        dev = read(data.dev)
+    else:
+        train, dev = split_by_hash(train, data.dev, seed=0)
+    return Splits(train, dev, None if data.test is None else read(data.test))
+
+
+def finetune(
+    recipe: FineTuningRecipe,
+    out: Path,
+    *,
+    splits: Splits | None = None,
+    overwrite: bool = False,
+    display: Display | None = None,
+) -> tuple[Outcome, dict[str, Any] | None]:
+    """Fine-tune into the directory `out`, or go on where an earlier run of it stopped there.
+
+    The weights that are best on dev are in `out`/best; only these see the test set, once the training is finished.
+
+    Args:
+        splits: the examples, if they are at hand; default: `read_splits(recipe)`.
+    Returns:
+        how the run ended, and what it reached, as in `out`/results.json (None: interrupted).
+    Raises:
+        InputError: a checkpoint, data or settings that cannot be used.
+        Diverged: the loss was not finite several updates in a row.
+        OSError: the last checkpoint could not be written.
+    """
+    prepare_processor()
+    shown = display or Silent()
+    splits = splits or read_splits(recipe)
+    with locked(out):
+        claim(out, recipe, overwrite=overwrite, say=shown.say, read=read_recipe, decisive=DECISIVE)
+        saved, _ = newest_state(out / STATES)
+        model, tokenizer, objective, description = build(recipe, splits.train)
+        train, dev = objective.encode(splits.train, tokenizer), objective.encode(splits.dev, tokenizer)
+        for line in _summary(recipe, splits, model, description):
+            shown.say(line)
+        lengths = [len(example["tokens"]) for example in train]
+        batch = recipe.training.batch
+        content = digest([json.dumps([splits.train.texts, splits.train.labels])])
+        sequences = ShuffledByLength(train, lengths, batch, recipe.seed, content)
+        updates = recipe.training.steps or -(-round((recipe.training.epochs or 0) * len(train)) // batch)
+        names, metric = description.label_names, recipe.task.metric
+        task = Task(
+            model,
+            objective,
+            sequences,
+            length=max(round(sum(lengths) / len(lengths)), 1),
+            steps=max(updates, 1),
+            held_out=Measured(lambda network: measure(network, objective, dev, names, metric)),
+            fingerprints={"data": content, "tokenizer": tokenizer.fingerprint},
+        )
+        trainer = Trainer(
+            task,
+            recipe.model_copy(update={"evaluation": _evaluation(recipe, task.steps, len(train))}),
+            out,
+            publish=_publisher(model, tokenizer, description),
+            workers=Workers(),
+            display=shown,
+            saved=saved,
+        )
+        if saved is not None:
+            shown.say(f"resuming   from step {saved.step:,}")
+        outcome = trainer.run()
+        if outcome.reason == "interrupted":
+            return outcome, None
+        return outcome, _results(out, recipe, splits, outcome)
+
+
+def build(recipe: FineTuningRecipe, train: LabelledData) -> tuple[Any, Tokenizer, Any, TaskDescription]:
+    """Return model, tokenizer, objective and description of a run.
+
+    Raises:
+        InputError: a formulation that the family does not have, or settings that do not fit it.
+    """
+    directory = resolve(recipe.model)
+    model, tokenizer = families.load(directory, dtype=torch.float32), load_tokenizer(directory)
+    torch.manual_seed(derived_seed(recipe.seed))
+    if recipe.initialize:
+        model.initialize()  # type: ignore[operator]
+    model, tokenizer = prepared(model, tokenizer)
+    task = recipe.task
+    formulation = formulation_of(model, task)
+    words = tuple(task.label_words.get(name, name) for name in train.label_names)
+    pair, longest = len(train.texts[0]) > 1, recipe.data.longest
+    longest = min(longest, getattr(model.config, "context", longest))
+    description = TaskDescription(task.kind, formulation, train.label_names, pair, longest, task.pattern, words)
+    objective = objective_of(model, tokenizer, description, language_model=task.language_model)
+    if formulation == "head":
+        model = WithHead(model, max(len(train.label_names), 1), pooled=True, dropout=task.dropout)
+    return model, tokenizer, objective, description
+
+
+def formulation_of(model: Any, task: TaskRecipe) -> str:
+    """Return the formulation of a task, the family's own where the recipe leaves it open.
+
+    Raises:
+        InputError: the family has no such formulation.
+    """
+    own = "text" if isinstance(model, T5) else "cloze" if isinstance(model, GLM) else "head"
+    if task.kind == "regression":
+        own = "head"
+    wanted = own if task.formulation == "auto" else task.formulation
+    if wanted not in ("head", own):
+        raise InputError(f"task.formulation: a {type(model).__name__} has no '{wanted}', expected head or {own}")
+    return wanted
+
+
+def objective_of(model: Any, tokenizer: Tokenizer, task: TaskDescription, *, language_model: float = 0.0) -> Any:
+    """Return the objective of a task; `model` is the backbone."""
+    if task.formulation == "head":
+        weight = language_model if isinstance(model, GPT) else 0.0
+        return HeadClassification(reader_of(model, tokenizer, task.longest), len(task.label_names), weight)
+    kind: Any = TextClassification if task.formulation == "text" else ClozeClassification
+    return kind.of(tokenizer, task.words, task.longest, pattern=task.pattern, pair=task.pair)
+
+
+def measure_directory(directory: str | Path, data: LabelledData, *, device: Any = None) -> Measurement:
+    """Return what a fine-tuned model on disk reaches on labelled examples.
+
+    Raises:
+        InputError: no fine-tuned model there, or examples of another kind.
+    """
+    model, tokenizer, task = load_finetuned(directory, device=device)
+    backbone = model.backbone if isinstance(model, WithHead) else model
+    objective = objective_of(backbone, tokenizer, task)
+    return measure(model, objective, objective.encode(data, tokenizer), task.label_names)
+
+
+def family_and_size(model: str) -> tuple[str, int]:
+    """Return the name of a checkpoint's family and the number of its parameters.
+
+    Raises:
+        InputError: no such checkpoint.
+    """
+    directory = resolve(model)
+    branch = families.family(read_config(directory)["model_type"])
+    name = next(name for name, other in families.FAMILIES.items() if other is branch)
+    return name, sum(parameter.numel() for parameter in families.load(directory).parameters())
+
+
+def _evaluation(recipe: FineTuningRecipe, steps: int, examples: int) -> Any:
+    """Evaluate after each epoch, unless the recipe says when."""
+    if "every" in recipe.evaluation.model_fields_set:
+        return recipe.evaluation
+    every = min(max(examples // recipe.training.batch, 1), steps)
+    return recipe.evaluation.model_copy(update={"every": every})
+
+
+def _publisher(model: Any, tokenizer: Tokenizer, task: TaskDescription) -> Callable[[Mapping[str, Tensor], Path], None]:
+    def publish(weights: Mapping[str, Tensor], directory: Path) -> None:
+        # The weights are the model's own, or averages of them.
+        own = dict(model.named_parameters())
+        before = {name: own[name].data for name in weights}
+        for name, value in weights.items():
+            own[name].data = value
+        try:
+            save_finetuned(model, tokenizer, task, directory)
+        finally:
+            for name, value in before.items():
+                own[name].data = value
+
+    return publish
+
+
+def _summary(recipe: FineTuningRecipe, splits: Splits, model: Any, task: TaskDescription) -> list[str]:
+    sizes = f"{len(splits.train):,} examples, {len(splits.dev):,} to choose the best weights"
+    carved = "" if isinstance(recipe.data.dev, str) else f" (held out of train: {100 * recipe.data.dev:g} %)"
+    tested = "" if splits.test is None else f", {len(splits.test):,} to test"
+    lines = [f"data       {recipe.data.train}: {sizes}{carved}{tested}"]
+    if task.label_names:
+        counts = splits.train.label_counts.items()
+        lines.append("labels     " + ", ".join(f"{name} {count:,}" for name, count in counts))
+    for name, part in (("dev", splits.dev), ("test", splits.test)):
+        repeated = leakage(splits.train, part) if part is not None else 0
+        if repeated:
+            lines.append(f"leakage    {repeated:,} texts of {name} stand in train word for word")
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    start = ", from random weights" if recipe.initialize else ""
+    training = recipe.training
+    lines.append(
+        f"model      {recipe.model}: {parameters:,} parameters, {task.kind} by {task.formulation}{start}; "
+        f"learning rate {training.learning_rate:g}, batches of {training.batch}"
+    )
+    return lines
+
+
+def _results(out: Path, recipe: FineTuningRecipe, splits: Splits, outcome: Outcome) -> dict[str, Any]:
+    """Measure the best weights once, and write what they reach."""
+    results: dict[str, Any] = {"steps": outcome.progress.step, "best_step": outcome.progress.best_step}
+    for name, part in (("dev", splits.dev), ("test", splits.test)):
+        if part is None:
+            continue
+        reached = measure_directory(out / BEST, part)
+        results[name] = {**asdict(reached), "metrics": dict(reached.metrics)}
+        if part.label_names:
+            results[name]["majority"] = max(part.label_counts.values()) / len(part)
+    with write_whole(out / RESULTS) as temporary:
+        temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    return results
