@@ -55,7 +55,7 @@ def score_fillings(
     for first in range(0, len(jobs), batch_size):
         part = jobs[first : first + batch_size]
         batch = {name: tensor.to(device) for name, tensor in collate([job[2] for job in part], ids.end).items()}
-        for (number, order, _), scores in zip(part, _target_scores(model, batch), strict=True):
+        for (number, order, _), scores in zip(part, target_scores(model, batch), strict=True):
             counts[number] += 1
             start = 0
             for blank in order:
@@ -65,7 +65,7 @@ def score_fillings(
     return [[total / counts[number] for total in totals] for number, totals in enumerate(sums)]
 
 
-def _target_scores(model: Any, batch: Mapping[str, Tensor]) -> list[list[float]]:
+def target_scores(model: Any, batch: Mapping[str, Tensor]) -> list[list[float]]:
     """Return the log-probabilities of each row's targets in their order."""
     mask = Mask(causal=True, prefix_lengths=batch["context_lengths"])
     hidden = model.hidden(batch["tokens"], batch["positions"], mask)
