@@ -1,0 +1,1 @@
+"""Controlled experiments: frameworks side by side, and the claims of papers."""

@@ -1,0 +1,189 @@
+"""The frameworks that are compared: same tokenizer, documents, tokens and, within 2 %, parameters."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from stemma import families
+from stemma.data.tokenizers import Tokenizer
+from stemma.families.bert import tokens as bert_tokens
+from stemma.families.glm import tokens as glm_tokens
+from stemma.families.t5 import tokens as t5_tokens
+from stemma.families.weights import build_empty
+from stemma.training.recipe import Recipe
+
+CONTEXT = 160  # tokens that every model can read: 128 of text, and what blanks and special tokens add
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One framework.
+
+    Args:
+        label: for people. family: ours. model: fields of its configuration beside width and depth.
+        layers: of the stack, as a multiple of the comparison's. size: parameters, as a multiple of the comparison's.
+        objective, training: of the recipe. note: what a reader should know.
+    """
+
+    label: str
+    family: str
+    model: Mapping[str, Any] = field(default_factory=dict)
+    layers: float = 1.0
+    size: float = 1.0
+    objective: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+
+_T5_MODEL = {"dropout": 0.0, "tie_output": True, "scale_output": True, "gated": False, "activation": "relu"}
+_GLM = {"name": "blank-infilling", "token": 0.5, "sentence": 0.2, "document": 0.3, "task_masks": True}
+
+ARMS: dict[str, Arm] = {
+    "gpt": Arm("GPT", "gpt", training={"learning_rate": 3e-3, "betas": [0.9, 0.95]}),
+    "bert": Arm(
+        "BERT",
+        "bert",
+        objective={"name": "masked", "examples": "full_sentences", "separate_documents": True},
+        training={"learning_rate": 3e-3, "betas": [0.9, 0.98]},
+        note="masked tokens only, texts packed without next-sentence prediction (as RoBERTa)",
+    ),
+    "t5": Arm(
+        "T5",
+        "t5",
+        model=_T5_MODEL,
+        layers=0.5,
+        objective={"name": "span-corruption"},
+        training={"learning_rate": 3e-3, "betas": [0.9, 0.98]},
+        note="half of the layers in the encoder, half in the decoder",
+    ),
+    "t5-twice": Arm(
+        "T5, twice the parameters",
+        "t5",
+        model=_T5_MODEL,
+        size=2.0,
+        objective={"name": "span-corruption"},
+        training={"learning_rate": 3e-3, "betas": [0.9, 0.98]},
+        note="as many layers as the others in the encoder, and as many in the decoder",
+    ),
+    "glm": Arm(
+        "GLM",
+        "glm",
+        objective=_GLM,
+        training={"learning_rate": 3e-3, "betas": [0.9, 0.98]},
+        note="short spans, sentences and long spans in the proportion 5 : 2 : 3",
+    ),
+    "unilm": Arm(
+        "UniLM-style",
+        "unilm",
+        objective={"name": "cloze-mixture"},
+        training={"learning_rate": 3e-3, "betas": [0.9, 0.98]},
+        note="one BERT under bidirectional, causal, reversed and prefix masks in turn",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the models are, and how long they are trained.
+
+    Args:
+        layers, hidden, heads: of a decoder-only model. vocabulary: of the tokenizer before special tokens.
+        steps, batch, length: of pretraining; the tokens of text are their product.
+    """
+
+    layers: int
+    hidden: int
+    heads: int
+    vocabulary: int
+    steps: int
+    batch: int = 16
+    length: int = 128
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of text that every model is trained on."""
+        return self.steps * self.batch * self.length
+
+
+def common_tokenizer(tokenizer: Tokenizer, sentinels: int = 0) -> Tokenizer:
+    """Return the tokenizer with the special tokens of all families, so that every model has the same vocabulary.
+
+    Args:
+        sentinels: numbered blanks of GLM, for the ablation that tells them apart.
+    """
+    tokenizer = bert_tokens.prepare_tokenizer(tokenizer)
+    tokenizer = glm_tokens.prepare_tokenizer(tokenizer, sentinels)
+    return t5_tokens.prepare_tokenizer(tokenizer)
+
+
+def configurations(arms: Sequence[Arm], scale: Scale, vocabulary: int) -> list[Any]:
+    """Return each arm's configuration, with feed-forward networks so wide that all have the same number of parameters.
+
+    The measure is GLM's, whose networks are 4 * hidden wide as in the paper.
+    """
+    glm = _config(ARMS["glm"], scale, vocabulary)
+    target = count_parameters("glm", glm)
+    return [_fitted(arm, scale, vocabulary, round(arm.size * target)) for arm in arms]
+
+
+def count_parameters(family: str, config: Any) -> int:
+    """Return the number of parameters of a model, tied ones counted once, without building it."""
+    branch = families.family(family)
+    return sum(parameter.numel() for parameter in build_empty(lambda: branch.model(config)).parameters())
+
+
+def recipe_of(arm: Arm, config: Any, scale: Scale, *, tokenizer: str, source: Mapping[str, Any], seed: int) -> Recipe:
+    """Return the recipe by which an arm is pretrained."""
+    model = {name: value for name, value in vars(config).items() if name != "vocabulary"}
+    training = {
+        "steps": scale.steps,
+        "batch": scale.batch,
+        "length": scale.length,
+        "weight_decay": 0.01,
+        "schedule": {"name": "cosine", "warmup": 0.1, "final": 0.05},
+        **arm.training,
+    }
+    return Recipe.model_validate(
+        {
+            "family": arm.family,
+            "model": model,
+            "objective": dict(arm.objective),
+            "tokenizer": {"path": tokenizer},
+            "data": dict(source),
+            "training": training,
+            "evaluation": {"every": max(scale.steps // 10, 1), "tokens": 4096},
+            "output": {"save_every": max(scale.steps // 4, 1), "keep": 1, "log_every": max(scale.steps // 50, 1)},
+            "seed": seed,
+        }
+    )
+
+
+def _config(arm: Arm, scale: Scale, vocabulary: int) -> Any:
+    kind = families.family(arm.family).config
+    fields = {field.name for field in dataclasses.fields(kind)}
+    given: dict[str, Any] = {
+        "vocabulary": vocabulary,
+        "context": CONTEXT,
+        "layers": max(round(arm.layers * scale.layers), 1),
+        "hidden": scale.hidden,
+        "heads": scale.heads,
+        "head_dim": scale.hidden // scale.heads,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+        "segments": 6 if arm.family == "unilm" else 2,
+        "initial_std": 0.02 * (768 / scale.hidden) ** 0.5,
+        "vocabulary_multiple": 1,
+        **arm.model,
+    }
+    return kind(**{name: value for name, value in given.items() if name in fields})
+
+
+def _fitted(arm: Arm, scale: Scale, vocabulary: int, target: int) -> Any:
+    config = _config(arm, scale, vocabulary)
+    if not hasattr(config, "feed_forward"):
+        return config
+    # The count is linear in the width.
+    low, high = (count_parameters(arm.family, replace(config, feed_forward=width)) for width in (8, 16))
+    width = 8 * round((target - low) / (high - low)) + 8
+    return replace(config, feed_forward=max(width, 8))

@@ -1,0 +1,120 @@
+"""What a person sees while the frameworks are trained: a line for each, with its loss so far and what it reached."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from stemma.insights.arms import ARMS
+from stemma.insights.compare import Observer, Plan
+from stemma.insights.workers import Event
+from stemma.training.progress import duration
+
+_BARS = "▁▂▃▄▅▆▇█"
+_WIDTH = 24  # of a curve, in characters
+_INTERVAL = 5.0  # seconds between plain lines of a job
+
+
+@dataclass
+class _Row:
+    stage: str = "waiting"
+    done: int = 0
+    steps: int = 0
+    losses: list[float] = field(default_factory=list)
+    measures: Mapping[str, Any] | None = None
+
+    def take(self, event: Event) -> None:
+        _, self.stage, self.done, self.steps, values = event
+        if self.stage == "pretraining" and "loss" in values:
+            self.losses.append(values["loss"])
+
+
+@contextmanager
+def live(plan: Plan, console: Console) -> Iterator[Observer]:
+    """Show a table that follows the jobs, on a terminal."""
+    rows = {f"{arm}-{seed}": _Row() for seed in plan.seeds for arm in plan.arms}
+    started = time.monotonic()
+    said: list[str] = []
+
+    def screen() -> RenderableType:
+        return Group(*map(Text, said[-3:]), _table(plan, rows), Text(f"{duration(time.monotonic() - started)}"))
+
+    with Live(screen(), console=console, refresh_per_second=4, transient=True) as display:
+        yield Observer(
+            say=said.append,
+            event=lambda event: rows[event[0]].take(event),
+            measured=lambda job, measures: _take_measures(rows[job], measures),
+            tick=lambda: display.update(screen()),
+        )
+
+
+@contextmanager
+def plain(plan: Plan, console: Console) -> Iterator[Observer]:
+    """Print lines where there is no terminal: the state of each job now and then, and what it reached."""
+    printed: dict[str, float] = {}
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def event(event: Event) -> None:
+        job, stage, done, steps, values = event
+        now = time.monotonic()
+        if now - printed.get(job, 0.0) >= _INTERVAL and steps:
+            printed[job] = now
+            loss = f"  loss {values['loss']:.3f}" if "loss" in values else ""
+            say(f"{job:<12} {stage} {done:,}/{steps:,}{loss}")
+
+    def measured(job: str, measures: Mapping[str, Any]) -> None:
+        say(f"{job:<12} {_in_words(measures)}")
+
+    yield Observer(say=say, event=event, measured=measured)
+
+
+def sparkline(values: list[float], width: int = _WIDTH) -> str:
+    """Return a curve of the values in characters; its height is their range."""
+    if len(values) < 2:
+        return ""
+    step = max(len(values) / width, 1.0)
+    picked = [values[min(int(i * step), len(values) - 1)] for i in range(min(width, len(values)))]
+    low, high = min(picked), max(picked)
+    return "".join(_BARS[round((value - low) / ((high - low) or 1.0) * (len(_BARS) - 1))] for value in picked)
+
+
+def _take_measures(row: _Row, measures: Mapping[str, Any]) -> None:
+    row.measures, row.stage = measures, "done"
+
+
+def _table(plan: Plan, rows: Mapping[str, _Row]) -> Table:
+    table = Table(title="compare", title_justify="left")
+    for name in ("framework", "seed", "", "loss", "curve"):
+        table.add_column(name, no_wrap=True)
+    for name in ("classification", "choice", "nats a token of a blank", "bits per byte"):
+        table.add_column(name, justify="right")
+    for seed in plan.seeds:
+        for arm in plan.arms:
+            row = rows[f"{arm}-{seed}"]
+            if seed != plan.seeds[0] and row.stage == "waiting":
+                continue
+            share = f" {100 * row.done // row.steps} %" if row.steps and row.stage != "done" else ""
+            loss = f"{row.losses[-1]:.3f}" if row.losses else ""
+            numbers = _numbers(row.measures or {})
+            table.add_row(ARMS[arm].label, str(seed), row.stage + share, loss, sparkline(row.losses), *numbers)
+    return table
+
+
+def _numbers(measures: Mapping[str, Any]) -> list[str]:
+    finetuned = measures.get("finetuned", {}).get("test")
+    values = (finetuned, measures.get("choice"), measures.get("blank_nll"), measures.get("bits_per_byte"))
+    return ["" if value is None else f"{value:.3f}" for value in values]
+
+
+def _in_words(measures: Mapping[str, Any]) -> str:
+    names = ("classification", "choice", "nats a token of a blank", "bits per byte")
+    pairs = zip(names, _numbers(measures), strict=True)
+    return "  ".join(f"{name} {value}" for name, value in pairs if value)
