@@ -293,9 +293,8 @@ def _patterns(
         for path, target in targets.items()
         if sizes[path] != usual
     }
-    return {name: rank for name, (rank, _) in different.items()}, {
-        name: alpha for name, (_, alpha) in different.items()
-    }
+    ranks = {name: rank for name, (rank, _) in different.items()}
+    return ranks, {name: alpha for name, (_, alpha) in different.items()}
 
 
 def _read_config(path: Path) -> dict[str, Any]:
