@@ -65,7 +65,9 @@ def compare(
     scale = scale_for(budget, len(arms), seeds)
     scale = scale if steps is None else replace(scale, steps=steps)
     table = "python" if labels is None and text == "python" else labels
-    plan = Plan(text, field, documents, table, label_text, label_column, arms, tuple(range(1, seeds + 1)), scale)
+    plan = Plan(
+        text, field, documents, table, label_text, label_column, arms, tuple(range(1, seeds + 1)), scale, budget
+    )
     console = Console(stderr=as_json)
     with _observer(plan, console) as observer:
         try:

@@ -9,6 +9,7 @@
 """
 
 import json
+import string
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -28,7 +29,7 @@ from stemma.errors import InputError
 from stemma.evaluation.blanks import way_of
 from stemma.evaluation.left_to_right import likelihood_of
 from stemma.files import cache_directory, write_whole
-from stemma.finetuning.recipe import FAMILY_DEFAULTS, build_recipe
+from stemma.finetuning.recipe import build_recipe
 from stemma.finetuning.run import finetune
 from stemma.insights.arms import ARMS, Scale, common_tokenizer, configurations, count_parameters, recipe_of
 from stemma.insights.passages import draw_choices, draw_passages, make_blanks
@@ -42,7 +43,7 @@ VERSION = 1
 
 # Of a default budget of 8 minutes on two cores: tokens of text for each model, found by trying on such a machine.
 _MINUTES, _TOKENS = 8.0, 160_000
-_SPLITS = (0.2, 0.1)  # of labelled examples without files of their own: test, then of the rest dev
+_TEST, _DEV = 0.4, 0.1  # shares of the labelled examples
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Plan:
     Args:
         text, field, documents: the corpus (see `CorpusSource`). labels, label_text, label_column: a table of labelled
             texts, or "python" (see python_labels.py), or None: no fine-tuning.
-        arms: names of `ARMS`. seeds: each is a whole repetition. scale: sizes. epochs: of fine-tuning.
+        arms: names of `ARMS`. seeds: each is a whole repetition. scale: sizes, chosen for a budget of `minutes`.
+        examples: labelled ones to train on, at most. epochs: of fine-tuning.
         passages, blanks: how many are scored, of so many tokens. longest_blank: in tokens.
     """
 
@@ -65,7 +67,9 @@ class Plan:
     arms: tuple[str, ...]
     seeds: tuple[int, ...]
     scale: Scale
+    minutes: float = 8.0
     held_out: float = 0.05
+    examples: int = 288
     epochs: int = 4
     passages: int = 48
     passage_tokens: int = 64
@@ -78,6 +82,11 @@ class Plan:
         """Write it as JSON."""
         with write_whole(path) as temporary:
             temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> "Plan":
+        """Return the plan that was made a dictionary."""
+        return TypeAdapter(cls).validate_python(content)
 
     @classmethod
     def read(cls, path: Path) -> "Plan":
@@ -265,9 +274,12 @@ def _finetuned(job: Job, folder: Path, stage: str, initialize: bool, display: Re
         "training": {"learning_rate": 1e-3, "batch": 16, "epochs": plan.epochs, "weight_decay": 0.01},
         "output": {"save_every": 1 << 20, "keep": 1},
     }
-    given["data"]["longest"] = 96
+    given["data"]["longest"] = 64
     given["training"]["schedule"] = {"name": "linear", "warmup": 0.1}
-    assert family in FAMILY_DEFAULTS
+    if family == "glm":
+        given["task"] = {
+            "label_words": _one_token_words(load_tokenizer(Path(job.out) / "tokenizer"), _label_names(job))
+        }
     recipe = build_recipe(given, (), family=family, parameters=0, examples=1 << 60)
     outcome, results = finetune(recipe, folder / stage, display=display)
     if results is None:
@@ -275,6 +287,28 @@ def _finetuned(job: Job, folder: Path, stage: str, initialize: bool, display: Re
     return {name: results[name]["metrics"]["accuracy"] for name in ("dev", "test")} | {
         "majority": results["test"]["majority"]
     }
+
+
+def _label_names(job: Job) -> list[str]:
+    rows = (Path(job.out) / "labels-train.jsonl").read_text(encoding="utf-8").splitlines()
+    return sorted({json.loads(row)["label"] for row in rows})
+
+
+def _one_token_words(tokenizer: Tokenizer, labels: Sequence[str]) -> dict[str, str]:
+    """Return a word of one token for each label: then all are read off one pass, whatever the labels are called.
+
+    Longest beginnings of the labels first, else letters; published verbalisers are as arbitrary ("b" and "2" for WiC).
+    """
+    words: dict[str, str] = {}
+    for label in labels:
+        beginnings = [label[:end] for end in range(len(label), 0, -1)]
+        for word in [*beginnings, *string.ascii_letters, *string.digits]:
+            if word not in words.values() and len(tokenizer.encode(f" {word}")) == 1:
+                words[label] = word
+                break
+        else:
+            return {}
+    return words
 
 
 def _claim(plan: Plan, out: Path) -> None:
@@ -321,11 +355,12 @@ def _shared_labels(plan: Plan, out: Path) -> None:
     if plan.labels is None or (out / "labels-test.jsonl").is_file():
         return
     if plan.labels == "python":
-        data = python_labels()
+        data = python_labels(each=plan.examples // 3)
     else:
         data = read_labelled(Path(plan.labels), text=plan.label_text, label=plan.label_column)
-    rest, test = split_by_hash(data, _SPLITS[0], seed=1)
-    train, dev = split_by_hash(rest, _SPLITS[1], seed=2)
+    rest, test = split_by_hash(data, _TEST, seed=1)
+    train, dev = split_by_hash(rest, _DEV / (1 - _TEST), seed=2)
+    train = LabelledData(train.texts[: plan.examples], train.labels[: plan.examples], train.label_names)
     for name, part in (("train", train), ("dev", dev), ("test", test)):
         _write_labels(part, out / f"labels-{name}.jsonl")
 

@@ -1,0 +1,193 @@
+"""The results of `compare` as a table and a page."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from stemma.evaluation.intervals import Interval, over_seeds
+from stemma.insights.arms import ARMS
+from stemma.insights.compare import REPORT, Plan, recipes
+from stemma.insights.parts import Bars, Cell, Code, Curves, Paragraph, Samples, Series, Table
+from stemma.insights.report import Report, Section, write_report
+
+Measure = Callable[[Mapping[str, Any]], float | None]
+
+# Title, value, whether more is better, decimals that matter only in a chart are not rounded here.
+COLUMNS: tuple[tuple[str, Measure, bool], ...] = (
+    ("classification, accuracy", lambda m: m.get("finetuned", {}).get("test"), True),
+    ("the same from random weights", lambda m: m.get("from-random", {}).get("test"), True),
+    ("right piece of four", lambda m: m["choice"], True),
+    ("blanks, nats a token", lambda m: m["blank_nll"], False),
+    ("blanks, exact match", lambda m: m["exact_match"], True),
+    ("blanks, ROUGE-L", lambda m: m["rouge_l"], True),
+    ("left to right, bits per byte", lambda m: m["bits_per_byte"], False),
+)
+_BLANKS = ("blanks, nats a token", "blanks, exact match", "blanks, ROUGE-L")
+
+# What a family cannot do by design, and what was done instead.
+_GPT_BLANK = "not by design: a GPT sees only what is before a blank and was told how many tokens to write"
+_BERT_BLANK = "not by design: it was told how many tokens were taken out, and fills them from left to right"
+NOTES: dict[tuple[str, str], str] = {
+    **{("gpt", name): _GPT_BLANK for name in _BLANKS},
+    **{(family, name): _BERT_BLANK for family in ("bert", "unilm") for name in _BLANKS},
+    ("bert", "left to right, bits per byte"): "not by design: pseudo-log-likelihood, each token given all others, "
+    "which is no probability of the text and cannot be compared",
+    ("t5", "left to right, bits per byte"): "not by design: the text as the filling of one gap, which span corruption "
+    "does not train",
+    ("gpt", "right piece of four"): "by the likelihood of the piece and all that follows it",
+}
+# Cells that are not in the running for the best of their column.
+_OUT_OF_RUNNING = {("bert", "left to right, bits per byte")} | {
+    (family, name) for family in ("gpt", "bert", "unilm") for name in _BLANKS
+}
+
+
+def table_of(results: Mapping[str, Any]) -> Table:
+    """Return a row for each framework: parameters and the mean of each measure over the seeds, with its interval."""
+    arms = list(results["plan"]["arms"])
+    rows: list[list[Any]] = [[ARMS[arm].label, f"{results['parameters'][arm]:,}"] for arm in arms]
+    titles = ["framework", "parameters"]
+    for title, measure, more in COLUMNS:
+        values = [_over_seeds(results, arm, measure) for arm in arms]
+        if all(value is None for value in values):
+            continue
+        titles.append(title)
+        best = _best(arms, values, title, more)
+        for row, arm, value in zip(rows, arms, values, strict=True):
+            note = NOTES.get((ARMS[arm].family, title), "")
+            row.append(Cell("" if value is None else value, note=note, best=arm == best))
+    return Table(tuple(titles), tuple(tuple(row) for row in rows), notes=_remarks(results))
+
+
+def write_comparison(results: Mapping[str, Any], out: Path) -> Path:
+    """Write `out`/report.html; return its path."""
+    write_report(Report("compare", _lead(results), _sections(results, out)), out / REPORT)
+    return out / REPORT
+
+
+def _sections(results: Mapping[str, Any], out: Path) -> tuple[Section, ...]:
+    table = table_of(results)
+    parts = [
+        Section("Results", (table,)),
+        Section("Bars", tuple(_bars(results))),
+        Section("Training", (_curves(results), Paragraph(_CURVES))),
+        Section("The same blanks, filled by each", (_samples(results),)),
+        Section("Settings", tuple(_settings(results, out))),
+    ]
+    return tuple(parts)
+
+
+_CURVES = (
+    "Each curve is the training loss of a framework's own objective, in nats per predicted token: curves of different "
+    "frameworks predict different things and do not compare."
+)
+
+
+def _lead(results: Mapping[str, Any]) -> str:
+    plan, scale = results["plan"], results["plan"]["scale"]
+    tokens = scale["steps"] * scale["batch"] * scale["length"]
+    sizes = [results["parameters"][arm] for arm in plan["arms"] if ARMS[arm].size == 1.0]
+    spread = (max(sizes) / min(sizes) - 1) * 100 if sizes else 0.0
+    return (
+        f"{len(plan['arms'])} frameworks, each trained from random weights on the same {tokens:,} tokens of "
+        f"`{plan['text']}` with the same tokenizer, in the same order, {len(plan['seeds'])} times with another seed. "
+        f"Their numbers of parameters differ by {spread:.1f} %, but where a name says otherwise. All numbers are of "
+        "held-out text; intervals are Student's t at 95 % over the seeds."
+    )
+
+
+def _over_seeds(results: Mapping[str, Any], arm: str, measure: Measure) -> Interval | float | None:
+    found = [measure(results["measures"][f"{arm}-{seed}"]) for seed in results["plan"]["seeds"]]
+    values = [value for value in found if value is not None]
+    if not values:
+        return None
+    return over_seeds(values) if len(values) > 1 else float(values[0])
+
+
+def _estimate(value: Interval | float) -> float:
+    return value.estimate if isinstance(value, Interval) else value
+
+
+def _best(arms: Sequence[str], values: Sequence[Interval | float | None], title: str, more: bool) -> str | None:
+    running = [
+        (_estimate(value), arm)
+        for arm, value in zip(arms, values, strict=True)
+        if value is not None and (ARMS[arm].family, title) not in _OUT_OF_RUNNING
+    ]
+    if len(running) < 2:
+        return None
+    return (max if more else min)(running, key=lambda pair: pair[0])[1]
+
+
+def _remarks(results: Mapping[str, Any]) -> tuple[str, ...]:
+    majority = [m["finetuned"]["majority"] for m in results["measures"].values() if "finetuned" in m]
+    remarks = [] if not majority else [f"always the most frequent class: {majority[0]:.3f}"]
+    remarks.append("right piece of four: 0.25 by chance")
+    remarks += [f"{ARMS[arm].label}: {ARMS[arm].note}" for arm in results["plan"]["arms"] if ARMS[arm].note]
+    return tuple(remarks)
+
+
+def _bars(results: Mapping[str, Any]) -> list[Bars]:
+    arms = results["plan"]["arms"]
+    labels = [ARMS[arm].label for arm in arms]
+    charts = []
+    for title, measure, _ in COLUMNS:
+        values = [_over_seeds(results, arm, measure) for arm in arms]
+        shown = [
+            None
+            if ("bert", title) in _OUT_OF_RUNNING and ARMS[arm].family == "bert" and title == COLUMNS[-1][0]
+            else value
+            for arm, value in zip(arms, values, strict=True)
+        ]
+        if any(value is not None for value in shown):
+            charts.append(Bars((title,), tuple(labels), (tuple(shown),), caption=title))
+    return charts
+
+
+def _curves(results: Mapping[str, Any]) -> Curves:
+    series = []
+    for arm in results["plan"]["arms"]:
+        curves = [results["curves"][f"{arm}-{seed}"] for seed in results["plan"]["seeds"]]
+        losses = np.array([curve["loss"] for curve in curves])
+        low, high = (losses.min(0), losses.max(0)) if len(curves) > 1 else (None, None)
+        series.append(Series(ARMS[arm].label, curves[0]["tokens"], losses.mean(0), low=low, high=high))
+    caption = "mean over the seeds, with their range"
+    return Curves(tuple(series), x_label="tokens of text", y_label="nats per predicted token", caption=caption)
+
+
+def _samples(results: Mapping[str, Any]) -> Samples:
+    plan = results["plan"]
+    seed = plan["seeds"][0]
+    first = results["measures"][f"{plan['arms'][0]}-{seed}"]["samples"]
+    shown = []
+    for number, sample in enumerate(first):
+        answers = [("what stood there", sample["piece"])]
+        for arm in plan["arms"]:
+            written = results["measures"][f"{arm}-{seed}"]["samples"][number]["written"]
+            answers.append((ARMS[arm].label, written))
+        shown.append((f"blank {number + 1}", f"{sample['before']}[MASK]{sample['after']}", tuple(answers)))
+    return Samples(tuple(shown), caption=f"seed {seed}; the likeliest token each time")
+
+
+def _settings(results: Mapping[str, Any], out: Path) -> list[Any]:
+    plan = Plan.of(results["plan"])
+    parts: list[Any] = [Code(command_of(plan), caption="to run it again")]
+    for (arm, seed), recipe in recipes(plan, out).items():
+        if seed == plan.seeds[0]:
+            text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+            parts.append(Code(text, caption=f"{ARMS[arm].label}: recipe of the pretraining, seed {seed}"))
+    parts.append(Code(json.dumps(results["plan"], indent=2), caption="the plan"))
+    return parts
+
+
+def command_of(plan: Plan) -> str:
+    """Return the command that makes the comparison again."""
+    words = ["stemma compare", f"--text {plan.text}"]
+    if plan.labels not in (None, "python"):
+        words.append(f"--labels {plan.labels} --label-text {plan.label_text} --label-column {plan.label_column}")
+    words += [f"--frameworks {','.join(plan.arms)}", f"--seeds {len(plan.seeds)}", f"--steps {plan.scale.steps}"]
+    return " ".join(words) + f" --budget {plan.minutes:g}"
