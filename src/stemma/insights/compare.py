@@ -42,7 +42,17 @@ PLAN, MEASURES, RESULTS, REPORT = "plan.json", "measures.json", "results.json", 
 VERSION = 1
 
 # Of a default budget of 8 minutes on two cores: tokens of text for each model, found by trying on such a machine.
-_MINUTES, _TOKENS = 8.0, 160_000
+_MINUTES, _TOKENS = 8.0, 205_000
+# Layers, hidden, heads, vocabulary, batch, length, and what a token costs as a multiple of the first. A larger model is
+# taken once it would see about as many tokens as it has parameters.
+_SIZES = (
+    (2, 128, 4, 1024, 8, 64, 1),
+    (4, 192, 6, 2048, 16, 128, 5),
+    (6, 256, 8, 4096, 32, 128, 15),
+    (8, 512, 8, 8192, 32, 256, 80),
+    (12, 768, 12, 16384, 64, 256, 300),
+)
+_ENOUGH = 8
 _TEST, _DEV = 0.4, 0.1  # shares of the labelled examples
 
 
@@ -70,11 +80,11 @@ class Plan:
     minutes: float = 8.0
     held_out: float = 0.05
     examples: int = 288
-    epochs: int = 4
+    epochs: int = 6
     passages: int = 48
     passage_tokens: int = 64
     blanks: int = 192
-    blank_tokens: int = 96
+    blank_tokens: int = 64
     longest_blank: int = 6
     version: int = VERSION
 
@@ -103,17 +113,12 @@ class Plan:
 
 
 def scale_for(minutes: float, arms: int, seeds: int) -> Scale:
-    """Return model size and training for a budget in minutes on two cores; tokens are shared by all models.
-
-    Half of what a larger budget can compute goes into the models' size, half into tokens.
-    """
+    """Return model size and training for a budget in minutes on two cores; tokens are shared by all models."""
     share = minutes / _MINUTES * 18 / (arms * seeds)  # of the default's six frameworks and three seeds
-    layers, hidden, heads, vocabulary, cost = 4, 128, 4, 2048, 1.0
-    for size in ((4, 192, 6, 4096, 2.4), (6, 256, 8, 8192, 6.5), (8, 384, 6, 8192, 17.0), (12, 768, 12, 16384, 120.0)):
-        if share >= 2 * size[4] ** 2:
-            layers, hidden, heads, vocabulary, cost = size
-    batch = 8 if share < 8 else 16 if share < 200 else 32
-    return Scale(layers, hidden, heads, vocabulary, max(round(_TOKENS * share / cost / (batch * 128)), 10), batch)
+    *size, cost = next(row for row in reversed(_SIZES) if share >= _ENOUGH * row[-1] or row is _SIZES[0])
+    layers, hidden, heads, vocabulary, batch, length = size
+    steps = max(round(_TOKENS * share / cost / (batch * length)), 10)
+    return Scale(layers, hidden, heads, vocabulary, steps, batch, length)
 
 
 @dataclass(frozen=True)
