@@ -13,8 +13,8 @@ from stemma.families.t5 import tokens as t5_tokens
 from stemma.families.weights import build_empty
 from stemma.training.recipe import Recipe
 
-# The learning rate of each was chosen from 5e-4, 1e-3 and 2e-3 by the held-out loss of its own objective (seed 1, 410,000
-# tokens of the default corpus, hidden 128), and falls with the width as Adam's best rate does (Yang et al. 2022).
+# The learning rate of each was chosen from 5e-4, 1e-3 and 2e-3 by the held-out loss of its own objective (seed 1,
+# 410,000 tokens of the default corpus, hidden 128), and falls with the width as Adam's best does (Yang et al. 2022).
 _RATED_HIDDEN = 128
 
 
@@ -74,6 +74,21 @@ ARMS: dict[str, Arm] = {
         objective=_GLM,
         training={"learning_rate": 1e-3, "betas": [0.9, 0.98]},
         note="short spans, sentences and long spans in the proportion 5 : 2 : 3",
+    ),
+    "glm-in-order": Arm(
+        "GLM, spans in the order of the text",
+        "glm",
+        objective={**_GLM, "shuffle": False},
+        training={"learning_rate": 1e-3, "betas": [0.9, 0.98]},
+        note="the ablation without shuffling",
+    ),
+    "glm-one-position": Arm(
+        "GLM without the second position",
+        "glm",
+        model={"block_positions": False},
+        objective=_GLM,
+        training={"learning_rate": 1e-3, "betas": [0.9, 0.98]},
+        note="the ablation in which a token of a blank does not know its place in the blank",
     ),
     "unilm": Arm(
         "UniLM-style",

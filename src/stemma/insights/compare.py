@@ -24,15 +24,19 @@ from stemma import families
 from stemma.data.corpora import CorpusSource
 from stemma.data.labelled import LabelledData, read_labelled, split_by_hash
 from stemma.data.shards import prepare
+from stemma.data.tokenized_corpus import TokenizedSplit
 from stemma.data.tokenizers import Tokenizer, load_tokenizer
 from stemma.errors import InputError
 from stemma.evaluation.blanks import way_of
 from stemma.evaluation.left_to_right import likelihood_of
+from stemma.families.glm.model import GLM
+from stemma.families.glm.tokens import GLMTokens
 from stemma.files import cache_directory, write_whole
 from stemma.finetuning.recipe import build_recipe
 from stemma.finetuning.run import finetune
+from stemma.inference.filling_scores import score_fillings
 from stemma.insights.arms import ARMS, Scale, common_tokenizer, configurations, count_parameters, recipe_of
-from stemma.insights.passages import draw_choices, draw_passages, make_blanks
+from stemma.insights.passages import draw_choices, draw_passages, make_blanks, make_several_blanks
 from stemma.insights.python_labels import python_labels
 from stemma.insights.workers import Interrupted, Report, Reporter, run_jobs
 from stemma.training.pretrain import find_tokenizer, pretrain
@@ -66,6 +70,7 @@ class Plan:
         arms: names of `ARMS`. seeds: each is a whole repetition. scale: sizes, chosen for a budget of `minutes`.
         examples: labelled ones to train on, at most. epochs: of fine-tuning.
         passages, blanks: how many are scored, of so many tokens. longest_blank: in tokens.
+        several_blanks: of a GLM: passages with three blanks each that are scored in several orders.
     """
 
     text: str
@@ -86,6 +91,7 @@ class Plan:
     blanks: int = 192
     blank_tokens: int = 64
     longest_blank: int = 6
+    several_blanks: int = 0
     version: int = VERSION
 
     def write(self, path: Path) -> None:
@@ -244,7 +250,8 @@ def measure_model(model: Any, tokenizer: Tokenizer, plan: Plan, cache: Path) -> 
     choices = draw_choices(blanks, 3)
     values = iter(way.choice([option for options in choices for option in options]))
     right = [int(np.argmax([next(values) for _ in options])) == 0 for options in choices]
-    return {
+    several = _several_blanks(model, tokenizer, split, plan) if plan.several_blanks and isinstance(model, GLM) else {}
+    return several | {
         "bits_per_byte": -sum(float(score.sum()) for score in scores) / np.log(2) / size,
         "blank_nll": -sum(float(piece.sum()) for piece in inner) / sum(map(len, expected)),
         "exact_match": sum(w == e for w, e in texts) / len(texts),
@@ -260,6 +267,27 @@ def measure_model(model: Any, tokenizer: Tokenizer, plan: Plan, cache: Path) -> 
             for blank, piece in zip(blanks[:6], written, strict=False)
         ],
     }
+
+
+def _several_blanks(model: GLM, tokenizer: Tokenizer, split: TokenizedSplit, plan: Plan) -> dict[str, float]:
+    """Return nats per token, the ends of pieces included, of three blanks a passage: filled from left to right, and in
+    the mean over all orders."""
+    ids = GLMTokens.of(tokenizer)
+    passages = draw_passages(split, plan.several_blanks, plan.blank_tokens, seed=1)
+    contexts, fillings = [], []
+    for passage, spans in zip(passages, make_several_blanks(passages, 3, plan.longest_blank), strict=True):
+        context, end = [ids.beginning], 0
+        for start, stop in spans:
+            context += [*passage[end:start], ids.mask]
+            end = stop
+        contexts.append([*context, *passage[end:], ids.end])
+        fillings.append([passage[start:stop] for start, stop in spans])
+    tokens = sum(len(piece) + 1 for pieces in fillings for piece in pieces)
+    totals = {
+        name: -sum(map(sum, score_fillings(model, ids, contexts, fillings, orders=orders)))
+        for name, orders in (("text_order_nll", 1), ("all_orders_nll", 6))
+    }
+    return {name: total / tokens for name, total in totals.items()}
 
 
 def _rouge_l(written: str, expected: str) -> float:

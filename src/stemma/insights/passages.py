@@ -62,3 +62,20 @@ def draw_choices(blanks: Sequence[Blank], others: int, seed: int = 0) -> list[li
                 break
         choices.append(options)
     return choices
+
+
+def make_several_blanks(
+    passages: Sequence[Sequence[int]], count: int, longest: int, seed: int = 0
+) -> list[list[tuple[int, int]]]:
+    """Return for each passage `count` spans (start, stop) of 1 to `longest` tokens, in order, that do not touch."""
+    rng = np.random.default_rng([seed, count, longest])
+    found = []
+    for passage in passages:
+        sizes = rng.integers(1, longest + 1, size=count)
+        free = len(passage) - int(sizes.sum()) - (count - 1)
+        if free < 0:
+            raise InputError(f"{count} blanks of up to {longest} tokens do not fit into {len(passage)} tokens")
+        # Divide what is left between the gaps: sorted places among the kept tokens.
+        starts = np.sort(rng.integers(0, free + 1, size=count)) + np.arange(count) + sizes.cumsum() - sizes
+        found.append([(int(start), int(start + size)) for start, size in zip(starts, sizes, strict=True)])
+    return found

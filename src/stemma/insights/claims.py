@@ -1,0 +1,88 @@
+"""Claims of papers as small controlled experiments: what is held equal, what varies, and the number that decides.
+
+What decides is written down here before anything is run; seeds are 1, 2, 3, ... and never chosen. A claim whose
+published evidence needs large models is echoed in direction only: no absolute number is compared.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from stemma.errors import InputError, closest
+from stemma.evaluation.intervals import Interval, paired_over_seeds
+
+Outcome = Literal["reproduced", "not reproduced", "undecided"]
+Results = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How a claim came out.
+
+    Args:
+        effect: the number that decides, with its interval over the seeds. premise: why the experiment cannot decide at
+            all, where it cannot. details: further numbers, by what they are.
+    """
+
+    outcome: Outcome
+    effect: Interval
+    premise: str = ""
+    details: Mapping[str, Interval] | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim.
+
+    Args:
+        source: paper, section. hypothesis: what it says. varied, controlled: of the experiment.
+        decides: the number, and what it must be. arms: names of `arms.ARMS`. decide: from the results of `compare`.
+        labels: whether fine-tuning is part of it. several_blanks: see `compare.Plan`.
+    """
+
+    name: str
+    source: str
+    hypothesis: str
+    varied: str
+    controlled: str
+    decides: str
+    arms: tuple[str, ...]
+    decide: Callable[[Results], Decision]
+    labels: bool = False
+    several_blanks: int = 0
+
+
+CONTROLLED = "tokens and their order, tokenizer, batch, steps, learning rate, parameters (within 2 %), seeds"
+
+
+def claim_named(name: str, claims: Mapping[str, Claim]) -> Claim:
+    """Return a claim by its name.
+
+    Raises:
+        InputError: no such claim.
+    """
+    if name not in claims:
+        hint = closest(name, claims) or f", expected one of {', '.join(claims)}"
+        raise InputError(f"no claim '{name}'{hint}")
+    return claims[name]
+
+
+def values(results: Results, arm: str, measure: Callable[[Mapping[str, Any]], float]) -> list[float]:
+    """Return a measure of a framework for each seed."""
+    return [measure(results["measures"][f"{arm}-{seed}"]) for seed in results["plan"]["seeds"]]
+
+
+def difference(results: Results, ours: str, theirs: str, measure: Callable[[Mapping[str, Any]], float]) -> Interval:
+    """Return the mean difference `ours - theirs` of a measure over the seeds, with its interval.
+
+    Raises:
+        InputError: fewer than two seeds.
+    """
+    return paired_over_seeds(values(results, ours, measure), values(results, theirs, measure))
+
+
+def by_sign(effect: Interval, margin: float = 0.0) -> Outcome:
+    """Return "reproduced" if the interval lies wholly above `margin`, "not reproduced" if wholly below it."""
+    if effect.low > margin:
+        return "reproduced"
+    return "not reproduced" if effect.high < margin else "undecided"
