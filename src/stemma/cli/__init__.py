@@ -17,10 +17,11 @@ VERBS = {
     "tokenizer": ("stemma.cli.tokenizer", "app", LEARN),
     "pretrain": ("stemma.cli.pretrain", "pretrain", LEARN),
     "finetune": ("stemma.cli.finetune", "finetune", LEARN),
-    "compare": ("stemma.cli.compare", "compare", MEASURE),
     "generate": ("stemma.cli.generate", "generate", USE),
     "fill": ("stemma.cli.fill", "fill", USE),
     "embed": ("stemma.cli.embed", "embed", USE),
+    "compare": ("stemma.cli.compare", "compare", MEASURE),
+    "reproduce": ("stemma.cli.reproduce", "reproduce", MEASURE),
     "evaluate": ("stemma.cli.evaluate", "evaluate", MEASURE),
 }
 

@@ -69,7 +69,7 @@ def compare(
         text, field, documents, table, label_text, label_column, arms, tuple(range(1, seeds + 1)), scale, budget
     )
     console = Console(stderr=as_json)
-    with _observer(plan, console) as observer:
+    with observed(plan, console) as observer:
         try:
             results = run(plan, out, workers=workers or os.cpu_count() or 1, observer=observer)
         except Interrupted:
@@ -83,7 +83,8 @@ def compare(
     console.print(f"report: {report}", highlight=False, soft_wrap=True)
 
 
-def _observer(plan: "Plan", console: "Console") -> Any:
+def observed(plan: "Plan", console: "Console") -> Any:
+    """Return a context that gives who is told how the runs go: a live table on a terminal, lines elsewhere."""
     from stemma.insights.live import live, plain
 
     return live(plan, console) if console.is_terminal else plain(plan, console)

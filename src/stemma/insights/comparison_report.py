@@ -74,9 +74,9 @@ def _sections(results: Mapping[str, Any], out: Path) -> tuple[Section, ...]:
     parts = [
         Section("Results", (table,)),
         Section("Bars", tuple(_bars(results))),
-        Section("Training", (_curves(results), Paragraph(_CURVES))),
+        Section("Training", (curves_of(results), Paragraph(_CURVES))),
         Section("The same blanks, filled by each", (_samples(results),)),
-        Section("Settings", tuple(_settings(results, out))),
+        Section("Settings", tuple(command_settings(results, out, command_of(Plan.of(results["plan"]))))),
     ]
     return tuple(parts)
 
@@ -148,7 +148,8 @@ def _bars(results: Mapping[str, Any]) -> list[Bars]:
     return charts
 
 
-def _curves(results: Mapping[str, Any]) -> Curves:
+def curves_of(results: Mapping[str, Any]) -> Curves:
+    """Return the losses of the pretraining runs."""
     series = []
     for arm in results["plan"]["arms"]:
         curves = [results["curves"][f"{arm}-{seed}"] for seed in results["plan"]["seeds"]]
@@ -173,9 +174,10 @@ def _samples(results: Mapping[str, Any]) -> Samples:
     return Samples(tuple(shown), caption=f"seed {seed}; the likeliest token each time")
 
 
-def _settings(results: Mapping[str, Any], out: Path) -> list[Any]:
+def command_settings(results: Mapping[str, Any], out: Path, command: str) -> list[Any]:
+    """Return the command that makes it again, and all settings."""
     plan = Plan.of(results["plan"])
-    parts: list[Any] = [Code(command_of(plan), caption="to run it again")]
+    parts: list[Any] = [Code(command, caption="to run it again")]
     for (arm, seed), recipe in recipes(plan, out).items():
         if seed == plan.seeds[0]:
             text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)

@@ -19,9 +19,9 @@ CLAIM = Claim(
     hypothesis="writing the spans of a text in random order teaches more than writing them in the order of the text",
     varied="the order in which the spans are written in pretraining: random, or that of the text",
     controlled=CONTROLLED,
-    decides="nats per token of three held-out blanks a passage, in the mean over all six orders: without shuffling minus "
-    "with; reproduced if its interval lies above 0. (From left to right alone the ablation may well win: it trains on "
-    "nothing else.)",
+    decides="nats per token of three held-out blanks a passage, in the mean over all six orders: without shuffling "
+    "minus with; reproduced if its interval lies above 0. (From left to right alone the ablation may well win: it "
+    "trains on nothing else.)",
     arms=("glm", "glm-in-order"),
     decide=decide,
     several_blanks=128,
