@@ -6,8 +6,7 @@ PYTEST := .venv/bin/python -m pytest
 .PHONY: run test test-all bench lint types imports clean
 
 run: .venv/base
-	$(STEMMA) pretrain gpt/tiny --out runs/tiny
-	$(STEMMA) generate runs/tiny --prompt "def main(" --max-new-tokens 120 --temperature 0.7 --seed 1
+	$(STEMMA) compare --out runs/compare
 
 test: .venv/dev
 	$(PYTEST) -m "not slow"
@@ -35,7 +34,7 @@ imports: .venv/dev
 # torch first and by itself, so that the build that the machine's configuration offers is taken.
 .venv/base: .venv/bin/python pyproject.toml
 	.venv/bin/python -m pip install --quiet "torch>=2.12,<2.14"
-	.venv/bin/python -m pip install --quiet -e .
+	.venv/bin/python -m pip install --quiet -e ".[compare]"
 	touch $@
 
 .venv/dev: .venv/base

@@ -72,8 +72,7 @@ def _add_section(claim: Claim, decision: Decision, results: Mapping[str, Any], o
     path = out / REPORT
     lead = "Claims of papers as small controlled experiments. What decides each was written down before it was run."
     before = read_report(path) if path.is_file() else Report("reproduce", lead, ())
-    kept = tuple(section for section in before.sections if section.title != claim.name)
-    write_report(Report(before.title, before.lead, (*kept, section_of(claim, decision, results, folder))), path)
+    write_report(before.with_section(section_of(claim, decision, results, folder)), path)
 
 
 def section_of(claim: Claim, decision: Decision, results: Mapping[str, Any], folder: Path) -> Section:
