@@ -31,10 +31,13 @@ from stemma.evaluation.blanks import way_of
 from stemma.evaluation.left_to_right import likelihood_of
 from stemma.families.glm.model import GLM
 from stemma.families.glm.tokens import GLMTokens
+from stemma.families.gpt.model import GPT
 from stemma.files import cache_directory, write_whole
 from stemma.finetuning.recipe import build_recipe
 from stemma.finetuning.run import finetune
 from stemma.inference.filling_scores import score_fillings
+from stemma.inference.generate import generate
+from stemma.inference.infilling import continue_text
 from stemma.insights.arms import ARMS, Scale, common_tokenizer, configurations, count_parameters, recipe_of
 from stemma.insights.passages import draw_choices, draw_passages, make_blanks, make_several_blanks
 from stemma.insights.python_labels import python_labels
@@ -250,6 +253,7 @@ def measure_model(model: Any, tokenizer: Tokenizer, plan: Plan, cache: Path) -> 
     choices = draw_choices(blanks, 3)
     values = iter(way.choice([option for options in choices for option in options]))
     right = [int(np.argmax([next(values) for _ in options])) == 0 for options in choices]
+    writes = _write_on(model, tokenizer, passages[0][:8])
     several = _several_blanks(model, tokenizer, split, plan) if plan.several_blanks and isinstance(model, GLM) else {}
     return several | {
         "bits_per_byte": -sum(float(score.sum()) for score in scores) / np.log(2) / size,
@@ -257,6 +261,7 @@ def measure_model(model: Any, tokenizer: Tokenizer, plan: Plan, cache: Path) -> 
         "exact_match": sum(w == e for w, e in texts) / len(texts),
         "rouge_l": sum(_rouge_l(w, e) for w, e in texts) / len(texts),
         "choice": sum(right) / len(right),
+        "continuation": writes,
         "samples": [
             {
                 "before": tokenizer.decode(blank.before),
@@ -267,6 +272,18 @@ def measure_model(model: Any, tokenizer: Tokenizer, plan: Plan, cache: Path) -> 
             for blank, piece in zip(blanks[:6], written, strict=False)
         ],
     }
+
+
+def _write_on(model: Any, tokenizer: Tokenizer, prompt: Sequence[int]) -> dict[str, str] | None:
+    """Return a sample of what a model writes after a prompt; None where it does not write from left to right."""
+    text = tokenizer.decode(prompt)
+    options: dict[str, Any] = {"temperature": 0.8, "seed": 1}
+    if isinstance(model, GPT):
+        return {"prompt": text, "text": generate(model, tokenizer, text, max_new_tokens=48, **options)[0].text}
+    if isinstance(model, GLM):
+        written = continue_text(model, tokenizer, text, max_piece_tokens=48, **options)[0].pieces[0]
+        return {"prompt": text, "text": written}
+    return None
 
 
 def _several_blanks(model: GLM, tokenizer: Tokenizer, split: TokenizedSplit, plan: Plan) -> dict[str, float]:

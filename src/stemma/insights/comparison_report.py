@@ -76,6 +76,7 @@ def _sections(results: Mapping[str, Any], out: Path) -> tuple[Section, ...]:
         Section("Bars", tuple(_bars(results))),
         Section("Training", (curves_of(results), Paragraph(_CURVES))),
         Section("The same blanks, filled by each", (_samples(results),)),
+        Section("The same beginning, continued", (_continuations(results),)),
         Section("Settings", tuple(command_settings(results, out, command_of(Plan.of(results["plan"]))))),
     ]
     return tuple(parts)
@@ -172,6 +173,15 @@ def _samples(results: Mapping[str, Any]) -> Samples:
             answers.append((ARMS[arm].label, written))
         shown.append((f"blank {number + 1}", f"{sample['before']}[MASK]{sample['after']}", tuple(answers)))
     return Samples(tuple(shown), caption=f"seed {seed}; the likeliest token each time")
+
+
+def _continuations(results: Mapping[str, Any]) -> Samples:
+    plan, prompt, texts = results["plan"], "", []
+    for arm in plan["arms"]:
+        written = results["measures"][f"{arm}-{plan['seeds'][0]}"].get("continuation")
+        prompt = written["prompt"] if written else prompt
+        texts.append((ARMS[arm].label, written["text"] if written else " (does not write from left to right)"))
+    return Samples((("beginning", prompt, tuple(texts)),), caption="temperature 0.8")
 
 
 def command_settings(results: Mapping[str, Any], out: Path, command: str) -> list[Any]:
