@@ -16,7 +16,7 @@ import torch
 
 from stemma.errors import InputError
 from stemma.families.bert.model import BERT
-from stemma.families.bert.tokens import BERTTokens
+from stemma.families.bert.tokens import frame_and_mask
 from stemma.families.glm.model import GLM
 from stemma.families.glm.tokens import MASK, GLMTokens, encode_context
 from stemma.families.t5.model import T5
@@ -77,24 +77,24 @@ def fill(
 
 
 def _fill_bert(model: BERT, tokenizer: "Tokenizer", texts: Sequence[str], top_k: int) -> list[list[Candidate]]:
-    ids = BERTTokens.of(tokenizer)
+    first, last, mask = frame_and_mask(tokenizer)
     if tokenizer.vocabulary > model.config.vocabulary:
         raise InputError(f"the tokenizer has more ids than the model's {model.config.vocabulary}: not its tokenizer")
     rows = []
     for one in texts:
         parts = tokenizer.encode_batch(_around_blanks(tokenizer, one))
-        inner = [token for part in parts[:-1] for token in [*part, ids.mask]] + parts[-1]
-        rows.append(np.array([ids.first, *inner, ids.last]))
+        inner = [token for part in parts[:-1] for token in [*part, mask]] + parts[-1]
+        rows.append(np.array([first, *inner, last]))
         if len(rows[-1]) > model.config.context:
             raise InputError(f"{one[:60]!r} has {len(rows[-1])} tokens, the model reads {model.config.context}")
     found = []
     for numbers in _packs([len(row) for row in rows]):
-        blanks = [(row == ids.mask).sum() for row in (rows[number] for number in numbers)]
-        scores, tokens = _likeliest_tokens(model, [rows[number] for number in numbers], ids.mask, top_k)
+        blanks = [(row == mask).sum() for row in (rows[number] for number in numbers)]
+        scores, tokens = _likeliest_tokens(model, [rows[number] for number in numbers], mask, top_k)
         start = 0
         for number, count in zip(numbers, blanks, strict=True):
             best = _best_products(scores[start : start + count], tokens[start : start + count], top_k)
-            found.append([_candidate(tokenizer, rows[number], ids.mask, chosen, score) for score, chosen in best])
+            found.append([_candidate(tokenizer, rows[number], mask, chosen, score) for score, chosen in best])
             start += count
     return found
 

@@ -28,6 +28,19 @@ def prepare_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer.with_special_tokens(**{role: tokenizer.names.get(role, name) for role, name in ROLES.items()})
 
 
+def frame_and_mask(tokenizer: Tokenizer) -> tuple[int, int, int]:
+    """Return the ids of [CLS], [SEP] and [MASK], at no cost: `BERTTokens.of` reads the whole vocabulary.
+
+    Raises:
+        InputError: it lacks one of them.
+    """
+    for role, name in ROLES.items():
+        if role != "pad_token" and role not in tokenizer.names:
+            raise InputError(f"the tokenizer has no {role} such as {name}, so that BERT cannot be trained with it")
+    first, last, mask = (tokenizer.id(tokenizer.names[role]) for role in ("cls_token", "sep_token", "mask_token"))
+    return first, last, mask
+
+
 @dataclass(frozen=True, eq=False)
 class BERTTokens:
     """What the objective needs to know of a vocabulary.
@@ -59,15 +72,12 @@ class BERTTokens:
         Raises:
             InputError: it lacks [CLS], [SEP] or [MASK].
         """
-        for role, name in ROLES.items():
-            if role != "pad_token" and role not in tokenizer.names:
-                raise InputError(f"the tokenizer has no {role} such as {name}, so that BERT cannot be trained with it")
+        first, last, mask = frame_and_mask(tokenizer)
         backend, ids = tokenizer.backend, range(tokenizer.vocabulary)
         if isinstance(backend.decoder, decoders.ByteLevel):
             texts = [backend.decode([index]) for index in ids]
         else:
             texts = [(backend.id_to_token(index) or "").replace("▁", " ") for index in ids]
-        first, last, mask = (tokenizer.id(tokenizer.names[role]) for role in ("cls_token", "sep_token", "mask_token"))
         plain = ["" if index in tokenizer.special else text for index, text in enumerate(texts)]
         return cls(first, last, mask, tokenizer.separator, plain, isinstance(backend.model, models.WordPiece))
 
