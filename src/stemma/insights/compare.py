@@ -87,8 +87,8 @@ class Plan:
     scale: Scale
     minutes: float = 8.0
     held_out: float = 0.05
-    examples: int = 288
-    epochs: int = 6
+    examples: int = 96
+    epochs: int = 15
     passages: int = 48
     passage_tokens: int = 64
     blanks: int = 192
@@ -321,7 +321,7 @@ def _finetuned(job: Job, folder: Path, stage: str, initialize: bool, display: Re
         "data": {name: str(Path(job.out) / f"labels-{name}.jsonl") for name in ("train", "dev", "test")},
         "initialize": initialize,
         "seed": job.seed,
-        "training": {"learning_rate": 1e-3, "batch": 16, "epochs": plan.epochs, "weight_decay": 0.01},
+        "training": {"learning_rate": 1e-3, "batch": 8, "epochs": plan.epochs, "weight_decay": 0.01},
         "output": {"save_every": 1 << 20, "keep": 1},
     }
     given["data"]["longest"] = 64
@@ -405,7 +405,7 @@ def _shared_labels(plan: Plan, out: Path) -> None:
     if plan.labels is None or (out / "labels-test.jsonl").is_file():
         return
     if plan.labels == "python":
-        data = python_labels(each=plan.examples // 3)
+        data = python_labels(each=96)
     else:
         data = read_labelled(Path(plan.labels), text=plan.label_text, label=plan.label_column)
     rest, test = split_by_hash(data, _TEST, seed=1)
