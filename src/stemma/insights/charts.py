@@ -190,7 +190,7 @@ def _embedded(figure: "Figure", prefix: str, caption: str) -> str:
     """Return the figure's <svg> alone, named, with its own ids, in the page's font and text colour."""
     buffer = io.StringIO()
     no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)  # type: ignore[arg-type]
+    figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].rstrip()
     svg = re.sub(r"<style\b.*?</style>", "", svg, flags=re.DOTALL)  # would hold for the whole page, which has the same
