@@ -4,10 +4,10 @@ import multiprocessing
 import os
 import queue
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,8 +17,6 @@ import torch
 # What a job reports: its name, what it is doing, done and to do, and numbers to show.
 Event = tuple[str, str, int, int, dict[str, float]]
 Report = Callable[[Event], None]
-
-_events: Any = None
 
 
 class Interrupted(Exception):
@@ -61,59 +59,71 @@ class Reporter:
 def run_jobs(
     work: Callable[[Any, Report], Any], jobs: Sequence[Any], *, workers: int, on_event: Report, tick: Callable[[], None]
 ) -> list[Any]:
-    """Return `work(job, report)` of all jobs, in their order, several at once, each in a process of its own.
+    """Return `work(job, report)` of all jobs, in their order, several at once in processes of their own.
 
     Args:
         work: a function of a module, picklable as are the jobs and results. on_event: takes what jobs report, here.
         tick: called a few times a second.
     Raises:
         Interrupted: SIGINT or SIGTERM came; the jobs in hand were told, and have saved what they had.
-        what a job raised: the first failure; the others are stopped.
+        RuntimeError: a worker died. What a job raised: the first failure. The others are stopped in both cases.
     """
     context = multiprocessing.get_context("spawn")
-    events = context.Queue()
-    with ProcessPoolExecutor(workers, context, _begin, (events, os.getpid())) as pool:
-        futures = [pool.submit(_work, work, job) for job in jobs]
-        with _interruptible():
-            try:
-                _follow(futures, events, on_event, tick)
-            except BaseException:
-                for future in futures:
-                    future.cancel()
-                _signal(pool, signal.SIGTERM)
-                wait(futures, timeout=60)
-                raise
-        return [future.result() for future in futures]
-
-
-def _follow(futures: Sequence["Future[Any]"], events: Any, on_event: Report, tick: Callable[[], None]) -> None:
-    left = set(futures)
-    while left:
-        end = time.monotonic() + 0.25
-        while (seconds := end - time.monotonic()) > 0:
-            try:
-                on_event(events.get(timeout=seconds))
-            except queue.Empty:
-                break
-        tick()
-        for future in [future for future in left if future.done()]:
-            future.result()
-            left.remove(future)
-    while True:
+    todo, news = context.Queue(), context.Queue()
+    for numbered in enumerate(jobs):
+        todo.put(numbered)
+    processes = [context.Process(target=_serve, args=(work, todo, news, os.getpid())) for _ in range(workers)]
+    for _ in processes:
+        todo.put(None)
+    results: dict[int, Any] = {}
+    with _interruptible():
         try:
-            on_event(events.get_nowait())
+            for process in processes:
+                process.start()
+            while len(results) < len(jobs):
+                for kind, content in _waiting(news):
+                    if kind == "event":
+                        on_event(content)
+                    elif kind == "failure":
+                        raise content
+                    else:
+                        results[content[0]] = content[1]
+                tick()
+                dead = next((process for process in processes if process.exitcode), None)
+                if dead is not None and len(results) < len(jobs):
+                    raise RuntimeError(f"a worker died with exit code {dead.exitcode}")
+        except BaseException:
+            _stop(processes)
+            raise
+    for process in processes:
+        process.join()
+    return [results[number] for number in range(len(jobs))]
+
+
+def _waiting(news: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what comes within a quarter of a second."""
+    end = time.monotonic() + 0.25
+    while (seconds := end - time.monotonic()) > 0:
+        try:
+            yield news.get(timeout=seconds)
         except queue.Empty:
-            return tick()
+            return
 
 
-def _begin(events: Any, parent: int) -> None:
-    """Prepare a worker: one thread, signals from its parent only, and no life after it."""
-    global _events
+def _serve(work: Callable[[Any, Report], Any], todo: Any, news: Any, parent: int) -> None:
+    """Do jobs until there are no more: on one thread, with signals from the parent only, and no life after it."""
     os.setpgrp()
-    _events = events
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    while (numbered := todo.get()) is not None:
+        number, job = numbered
+        try:
+            news.put(("result", (number, work(job, lambda event: news.put(("event", event))))))
+        except Exception as error:
+            news.put(("failure", error))
+            return
 
 
 def _die_with(parent: int) -> None:
@@ -122,11 +132,16 @@ def _die_with(parent: int) -> None:
     os._exit(1)
 
 
-def _work(work: Callable[[Any, Report], Any], job: Any) -> Any:
-    try:
-        return work(job, _events.put)
-    except KeyboardInterrupt:
-        raise Interrupted from None
+def _stop(processes: Sequence[Any], patience: float = 60.0) -> None:
+    """Ask the workers to save and end; end those that do not."""
+    running = [process for process in processes if process.pid is not None]
+    for process in running:
+        process.terminate()
+    end = time.monotonic() + patience
+    for process in running:
+        process.join(max(end - time.monotonic(), 0))
+        process.kill()
+        process.join()
 
 
 @contextmanager
@@ -146,9 +161,3 @@ def _interruptible() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _signal(pool: ProcessPoolExecutor, number: int) -> None:
-    for process in list((pool._processes or {}).values()):
-        if process.pid is not None and process.is_alive():
-            os.kill(process.pid, number)
