@@ -18,13 +18,17 @@ def finetune(
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Any key of the recipe, e.g. training.lr=3e-4.")
     ] = None,
     train: Annotated[
-        str, typer.Option(help="Labelled examples: CSV, TSV, JSONL, Parquet, or .txt with a label first on each line.")
+        str,
+        typer.Option(
+            help="Labelled examples: CSV, TSV, JSONL, Parquet, or .txt with a label first on each line; of tagging, "
+            "CoNLL's columns."
+        ),
     ] = ...,  # type: ignore[assignment]
     dev: Annotated[
         str | None, typer.Option(help="Examples to choose the best weights by; default: 10 % of train.")
     ] = None,
     test: Annotated[str | None, typer.Option(help="Examples to report on, looked at once, at the end.")] = None,
-    task: Annotated[str, typer.Option(help="classification or regression.")] = "classification",
+    task: Annotated[str, typer.Option(help="classification, regression or tagging.")] = "classification",
     text: Annotated[str, typer.Option(help="Column with the text.")] = "text",
     pair: Annotated[str | None, typer.Option(help="Column with the second text of a pair.")] = None,
     label: Annotated[str, typer.Option(help="Column with the label.")] = "label",
@@ -38,8 +42,8 @@ def finetune(
 ) -> None:
     """Fine-tune a model on labelled examples, each family in its own way; the best weights by the metric are kept.
 
-    BERT and GPT get an output layer, GLM answers a cloze question, T5 writes the label. The same command again goes on
-    where a run stopped.
+    BERT and GPT get an output layer, GLM answers a cloze question, T5 writes the label; tags of words are an output
+    layer's in all of them. The same command again goes on where a run stopped.
 
     Example: stemma finetune runs/bert --train train.csv --dev dev.csv --text sentence --label label
     """

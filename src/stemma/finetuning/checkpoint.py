@@ -4,7 +4,7 @@ Beside it `task.json` says what the model does, so that it can be used on furthe
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from torch import Tensor
 from stemma import families
 from stemma.data.tokenizers import Tokenizer, load_tokenizer
 from stemma.errors import InputError
-from stemma.families.bert.model import BERT
 from stemma.families.directory import (
     StoredTensors,
     read_config,
@@ -24,8 +23,8 @@ from stemma.families.directory import (
     write_json,
     write_weights,
 )
-from stemma.families.gpt.model import GPT
 from stemma.finetuning.heads import WithHead
+from stemma.finetuning.heads_published import backbone_prefix, head_names, published_config
 
 TASK = "task.json"
 
@@ -48,8 +47,13 @@ class TaskDescription:
     words: tuple[str, ...] = ()
 
 
+def shape_of_head(task: TaskDescription) -> tuple[int, bool]:
+    """Return how many numbers an output layer gives, and whether it reads whole texts (see `heads.WithHead`)."""
+    return max(len(task.label_names), 1), task.kind != "tagging"
+
+
 def save_finetuned(model: Any, tokenizer: Tokenizer, task: TaskDescription, directory: Path) -> None:
-    """Write model, tokenizer and task; `transformers.AutoModelForSequenceClassification` loads BERT's and GPT's.
+    """Write model, tokenizer and task; transformers loads it where it has such a class (see heads_published.py).
 
     Raises:
         OSError: it could not be written; what was there is untouched.
@@ -85,57 +89,35 @@ def load_finetuned(path_or_hub_id: str | Path, *, device: Any = None) -> tuple[A
 def _save_with_head(model: WithHead, tokenizer: Tokenizer, task: TaskDescription, directory: Path) -> None:
     backbone = model.backbone
     config, tensors = families.family_of(backbone).to_published(backbone)
-    names = task.label_names or ("score",)
-    config |= {
-        "architectures": [_architecture(backbone, config)],
-        "id2label": {str(index): name for index, name in enumerate(names)},
-        "label2id": {name: index for index, name in enumerate(names)},
-        "problem_type": "single_label_classification" if task.label_names else "regression",
-        # Where a model reads the last token, this is how transformers finds it.
-        "pad_token_id": tokenizer.separator if tokenizer.pad is None else tokenizer.pad,
-        "dtype": "float32",
-    }
+    # Where a model reads the last token, the padding is how transformers finds it.
+    padding = tokenizer.separator if tokenizer.pad is None else tokenizer.pad
+    config |= {**published_config(backbone, task.kind, task.label_names, config), "pad_token_id": padding}
     with replace_checkpoint(directory) as staging:
         write_json(staging / "config.json", config)
-        write_weights(_with_head_tensors(model, tensors), staging)
+        write_weights(_with_head_tensors(model, task.kind, tensors), staging)
         tokenizer.save(staging)
 
 
-def _architecture(backbone: Any, config: Mapping[str, Any]) -> str:
-    """Return transformers' name for it, where there is one."""
-    if isinstance(backbone, BERT):
-        return "BertForSequenceClassification"
-    if isinstance(backbone, GPT):
-        first = {"openai-gpt": "OpenAIGPT", "gpt2": "GPT2"}.get(config["model_type"], type(backbone).__name__)
-        return f"{first}ForSequenceClassification"
-    return f"{type(backbone).__name__}ForSequenceClassification"
-
-
-def _with_head_tensors(model: WithHead, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+def _with_head_tensors(
+    model: WithHead, kind: str, tensors: Iterator[tuple[str, Tensor]]
+) -> Iterator[tuple[str, Tensor]]:
+    prefix = backbone_prefix(model.backbone, kind)
     # The heads of pretraining are no part of these classes.
-    yield from ((name, tensor) for name, tensor in tensors if not name.startswith(("cls.", "lm_head.")))
-    for ours, theirs in _head_names(model).items():
+    kept = ((name, tensor) for name, tensor in tensors if not name.startswith(("cls.", "lm_head.")))
+    yield from ((prefix + name, tensor) for name, tensor in kept)
+    for ours, theirs in head_names(model.backbone, kind).items():
         yield theirs, model.get_parameter(ours).detach()
 
 
-def _head_names(model: WithHead) -> dict[str, str]:
-    """Return our names of the new layers' parameters and the published ones: transformers', THUDM/GLM's for GLM."""
-    if isinstance(model.backbone, BERT):
-        return {"output.weight": "classifier.weight", "output.bias": "classifier.bias"}
-    if isinstance(model.backbone, GPT):
-        return {"output.weight": "score.weight"}
-    names = {"dense": "pool_layer", "output": "out_proj"}
-    return {f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in names.items() for kind in ("weight", "bias")}
+class _Backbone(Mapping[str, Tensor]):
+    """The tensors of a directory without those of the output layer, and without the prefix of the others."""
 
-
-class _Without(Mapping[str, Tensor]):
-    """The tensors of a directory without some."""
-
-    def __init__(self, tensors: StoredTensors, left_out: set[str]) -> None:
-        self._tensors, self._names = tensors, [name for name in tensors if name not in left_out]
+    def __init__(self, tensors: StoredTensors, prefix: str, left_out: Collection[str]) -> None:
+        self._tensors = tensors
+        self._names = {name.removeprefix(prefix): name for name in tensors if name not in left_out}
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[name]
+        return self._tensors[self._names[name]]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -147,13 +129,11 @@ class _Without(Mapping[str, Tensor]):
 def _load_with_head(directory: Path, task: TaskDescription, device: Any) -> WithHead:
     config, stored = read_config(directory), StoredTensors(directory)
     branch = families.family(config["model_type"])
-    outputs = max(len(task.label_names), 1)
-    heads = {"classifier.weight", "classifier.bias", "score.weight"}
-    heads |= {f"{layer}.{kind}" for layer in ("pool_layer", "out_proj") for kind in ("weight", "bias")}
-    backbone = branch.from_published(config, _Without(stored, heads), device=device)
-    model = WithHead(backbone, outputs, pooled=True)
+    names, prefix = head_names(branch.model, task.kind), backbone_prefix(branch.model, task.kind)
+    backbone = branch.from_published(config, _Backbone(stored, prefix, names.values()), device=device)
+    model = WithHead(backbone, *shape_of_head(task))
     with torch.no_grad():
-        for ours, theirs in _head_names(model).items():
+        for ours, theirs in names.items():
             if theirs not in stored:
                 raise InputError(f"{directory}: no tensor '{theirs}', the output layer of the fine-tuned model")
             model.get_parameter(ours).copy_(stored[theirs])

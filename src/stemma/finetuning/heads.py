@@ -22,7 +22,7 @@ class WithHead(nn.Module):
         outputs: numbers for each place. pooled: places stand for whole texts. dropout: before the output layer.
     """
 
-    def __init__(self, backbone: Any, outputs: int, *, pooled: bool, dropout: float = 0.1) -> None:
+    def __init__(self, backbone: Any, outputs: int, pooled: bool, dropout: float = 0.1) -> None:
         super().__init__()
         self.backbone, self.pooled = backbone, pooled
         hidden = backbone.config.hidden
@@ -50,8 +50,10 @@ class WithHead(nn.Module):
         return states_of(self.backbone, batch["tokens"], batch["lengths"], batch.get("segments"))
 
     def logits(self, states: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return float [reads, outputs] of the backbone's states."""
+        """Return float [reads, outputs] of the backbone's states; of `read` [reads, several], of their sums."""
         read = states.flatten(0, 1)[batch["read"]]
+        if read.dim() == 3:
+            read = read.sum(1)
         if self.pooled and isinstance(self.backbone, BERT):
             read = self.backbone.pool(read)
         elif self.dense is not None:

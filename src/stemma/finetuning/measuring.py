@@ -1,68 +1,70 @@
-"""What a fine-tuned model reaches on labelled examples, whatever the formulation."""
+"""What a fine-tuned model reaches on its task's examples, whatever the formulation."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from stemma.data.labelled import LabelledData
 from stemma.errors import InputError, closest
+from stemma.finetuning.in_batches import in_batches, mean_loss
 from stemma.training.objective import Measurement
 
 
-@torch.inference_mode()
 def scores_of(model: Any, objective: Any, examples: Sequence[Any], batch: int = 64) -> Tensor:
     """Return an objective's scores of all examples in their order, float32 [examples, outputs] on the CPU.
-
-    Batches are of about equal length; what an example gets does not depend on the others in its batch.
 
     Args:
         model: in eval mode.
     """
-    device = next(model.parameters()).device
-    order = sorted(range(len(examples)), key=lambda number: len(examples[number]["tokens"]))
-    scores: list[Tensor] = []
-    for start in range(0, len(order), batch):
-        collated = objective.collate([examples[number] for number in order[start : start + batch]])
-        scores.append(
-            objective.scores(model, {name: value.to(device) for name, value in collated.items()}).float().cpu()
-        )
-    return torch.cat(scores)[torch.tensor(order).argsort()]
+
+    def scores(collated: Mapping[str, Tensor]) -> Tensor:
+        return objective.scores(model, collated).float().cpu()
+
+    return torch.stack(in_batches(model, objective, examples, scores, batch))
 
 
 def measure(
-    model: Any, objective: Any, examples: Sequence[Any], label_names: Sequence[str], metric: str | None = None
+    model: Any, objective: Any, examples: Sequence[Any], data: LabelledData, metric: str | None = None
 ) -> Measurement:
     """Return the loss and the metrics of a model in eval mode.
 
     Args:
-        label_names: of the classes; empty: a regression. metric: the one that decides; default: accuracy or Pearson's.
+        examples: what the objective's `encode` made of `data`.
+        metric: the one that decides; default: the first of the task's.
     Raises:
         InputError: no such metric.
     """
-    scores = scores_of(model, objective, examples)
-    labels = torch.tensor([_label(example) for example in examples])
-    loss = float(objective.losses(scores, labels).mean())
-    values = metrics_of(scores, labels, label_names)
-    metric = metric or ("accuracy" if label_names else "pearson")
+    if hasattr(objective, "scores"):
+        scores = scores_of(model, objective, examples)
+        labels = torch.tensor(data.labels)
+        loss, values = float(objective.losses(scores, labels).mean()), _of_scores(scores, data)
+    else:
+        loss, values = mean_loss(model, objective, examples), _of_tags(objective.predict(model, examples), data)
+    metric = metric or next(iter(values))
     if metric not in values:
         hint = closest(metric, values) or f", expected one of {', '.join(values)}"
         raise InputError(f"task.metric: no metric '{metric}' here{hint}")
-    return Measurement(loss, len(examples), values, values[metric])
+    return Measurement(loss, len(data), values, values[metric])
 
 
-def metrics_of(scores: Tensor, labels: Tensor, label_names: Sequence[str]) -> Mapping[str, float]:
+def _of_scores(scores: Tensor, data: LabelledData) -> dict[str, float]:
     """Return the metrics by name of float32 [examples, outputs] scores."""
-    if not label_names:
+    if not data.label_names:
         from stemma.evaluation.regression import score_numbers
 
-        return score_numbers(scores.squeeze(1).tolist(), labels.tolist())
+        return score_numbers(scores.squeeze(1).tolist(), data.labels)
     from stemma.evaluation.classification import score_classes
 
-    return score_classes(scores.argmax(1).tolist(), labels.tolist(), label_names)
+    return score_classes(scores.argmax(1).tolist(), data.labels, data.label_names)  # type: ignore[arg-type]
 
 
-def _label(example: Mapping[str, Any]) -> Any:
-    label = example["label"]
-    return label.item() if isinstance(label, np.generic | np.ndarray) else label
+def _of_tags(predicted: Sequence[Sequence[int]], data: LabelledData) -> dict[str, float]:
+    from stemma.evaluation.tagging import score_tags
+
+    labels: Any = data.labels
+    names = data.label_names
+    scores = score_tags(*([[names[tag] for tag in tags] for tags in side] for side in (predicted, labels)))
+    # Of entities, F1 decides unless the recipe says otherwise.
+    return {"f1": scores["f1"], **scores} if "f1" in scores else scores

@@ -63,7 +63,7 @@ SMALL_MODEL, SMALL_MODEL_RATE = 30_000_000, 3e-4
 # Few examples are seen more often (Zhang et al. 2021, "Revisiting Few-sample BERT Fine-tuning").
 FEW_EXAMPLES, FEW_EXAMPLES_EPOCHS = 1000, 10
 
-Kind = Literal["classification", "regression"]
+Kind = Literal["classification", "regression", "tagging"]
 Formulation = Literal["auto", "head", "cloze", "text"]
 
 
@@ -76,7 +76,8 @@ class TaskRecipe(Section):
             writes the label. "auto": the family's own.
         pattern: of "cloze" and "text": the input, with {text}, {pair} and, of "cloze", [MASK].
         label_words: of "cloze" and "text": what is written for each label; default: the label itself.
-        metric: by which the best weights are chosen; default: accuracy, of a regression Pearson's correlation.
+        metric: by which the best weights are chosen; default: accuracy, of a regression Pearson's correlation, of
+            entities' tags F1.
         language_model: of a GPT with an output layer: weight of the language model's own loss.
         dropout: before the output layer.
     """
@@ -94,9 +95,11 @@ class DataRecipe(Section):
     """The labelled examples (see `stemma.data.labelled.read_labelled`).
 
     Args:
-        train: a table. dev: another, or the share of `train` that is held out to choose the best weights.
-        test: a table that is looked at once, at the end; None: none.
-        text, pair, label: columns. header, quotes: of CSV and TSV. longest: most tokens of an input.
+        train: a table; of tagging, a file in CoNLL's columns.
+        dev: another, or the share of `train` that is held out to choose the best weights.
+        test: another that is looked at once, at the end; None: none.
+        text, pair, label: columns; of CoNLL's numbers from 1, default the first and the last.
+        header, quotes: of CSV and TSV. longest: most tokens of an input.
     """
 
     train: str

@@ -11,23 +11,18 @@ from torch import Tensor
 
 from stemma import families
 from stemma.data.content_hashes import digest
-from stemma.data.labelled import LabelledData, leakage, read_labelled, split_by_hash
+from stemma.data.labelled import LabelledData, leakage
 from stemma.data.tokenizers import Tokenizer, load_tokenizer
-from stemma.errors import InputError
 from stemma.families.directory import read_config, resolve
-from stemma.families.glm.model import GLM
-from stemma.families.gpt.model import GPT
-from stemma.families.t5.model import T5
 from stemma.files import write_whole
-from stemma.finetuning.checkpoint import TaskDescription, load_finetuned, save_finetuned
-from stemma.finetuning.classification import HeadClassification
-from stemma.finetuning.cloze import ClozeClassification
+from stemma.finetuning.checkpoint import TaskDescription, load_finetuned, save_finetuned, shape_of_head
 from stemma.finetuning.heads import WithHead
 from stemma.finetuning.measuring import measure
-from stemma.finetuning.reading import prepared, reader_of
-from stemma.finetuning.recipe import DECISIVE, FineTuningRecipe, TaskRecipe, read_recipe
+from stemma.finetuning.objectives import formulation_of, objective_of
+from stemma.finetuning.reading import prepared
+from stemma.finetuning.recipe import DECISIVE, FineTuningRecipe, read_recipe
 from stemma.finetuning.sequences import ShuffledByLength
-from stemma.finetuning.text_labels import TextClassification
+from stemma.finetuning.task_data import hold_out, read_examples
 from stemma.training.batches import derived_seed
 from stemma.training.distributed import Workers
 from stemma.training.hardware import prepare_processor
@@ -54,30 +49,15 @@ def read_splits(recipe: FineTuningRecipe) -> Splits:
     """Read the recipe's data; without a file of its own, dev is held out of train by a hash of the text.
 
     Raises:
-        InputError: see `read_labelled`.
+        InputError: see `read_examples`.
     """
-    data, regression = recipe.data, recipe.task.kind == "regression"
-    names: tuple[str, ...] | None = None
-
-    def read(path: str) -> LabelledData:
-        return read_labelled(
-            Path(path),
-            text=data.text,
-            pair=data.pair,
-            label=data.label,
-            label_names=names,
-            regression=regression,
-            header=data.header,
-            quotes=data.quotes,
-        )
-
-    train = read(data.train)
-    names = None if regression else train.label_names
+    data, kind = recipe.data, recipe.task.kind
+    train = read_examples(data.train, kind, data)
     if isinstance(data.dev, str):
-        dev = read(data.dev)
+        dev = read_examples(data.dev, kind, data, train)
     else:
-        train, dev = split_by_hash(train, data.dev, seed=0)
-    return Splits(train, dev, None if data.test is None else read(data.test))
+        train, dev = hold_out(train, data.dev)
+    return Splits(train, dev, None if data.test is None else read_examples(data.test, kind, data, train))
 
 
 def finetune(
@@ -116,14 +96,14 @@ def finetune(
         content = digest([json.dumps([splits.train.texts, splits.train.labels])])
         sequences = ShuffledByLength(train, lengths, batch, recipe.seed, content)
         updates = recipe.training.steps or -(-round((recipe.training.epochs or 0) * len(train)) // batch)
-        names, metric = description.label_names, recipe.task.metric
+        metric = recipe.task.metric
         task = Task(
             model,
             objective,
             sequences,
             length=max(round(sum(lengths) / len(lengths)), 1),
             steps=max(updates, 1),
-            held_out=Measured(lambda network: measure(network, objective, dev, names, metric)),
+            held_out=Measured(lambda network: measure(network, objective, dev, splits.dev, metric)),
             fingerprints={"data": content, "tokenizer": tokenizer.fingerprint},
         )
         trainer = Trainer(
@@ -158,37 +138,13 @@ def build(recipe: FineTuningRecipe, train: LabelledData) -> tuple[Any, Tokenizer
     task = recipe.task
     formulation = formulation_of(model, task)
     words = tuple(task.label_words.get(name, name) for name in train.label_names)
-    pair, longest = len(train.texts[0]) > 1, recipe.data.longest
+    pair, longest = task.kind != "tagging" and len(train.texts[0]) > 1, recipe.data.longest
     longest = min(longest, getattr(model.config, "context", longest))
     description = TaskDescription(task.kind, formulation, train.label_names, pair, longest, task.pattern, words)
     objective = objective_of(model, tokenizer, description, language_model=task.language_model)
     if formulation == "head":
-        model = WithHead(model, max(len(train.label_names), 1), pooled=True, dropout=task.dropout)
+        model = WithHead(model, *shape_of_head(description), dropout=task.dropout)
     return model, tokenizer, objective, description
-
-
-def formulation_of(model: Any, task: TaskRecipe) -> str:
-    """Return the formulation of a task, the family's own where the recipe leaves it open.
-
-    Raises:
-        InputError: the family has no such formulation.
-    """
-    own = "text" if isinstance(model, T5) else "cloze" if isinstance(model, GLM) else "head"
-    if task.kind == "regression":
-        own = "head"
-    wanted = own if task.formulation == "auto" else task.formulation
-    if wanted not in ("head", own):
-        raise InputError(f"task.formulation: a {type(model).__name__} has no '{wanted}', expected head or {own}")
-    return wanted
-
-
-def objective_of(model: Any, tokenizer: Tokenizer, task: TaskDescription, *, language_model: float = 0.0) -> Any:
-    """Return the objective of a task; `model` is the backbone."""
-    if task.formulation == "head":
-        weight = language_model if isinstance(model, GPT) else 0.0
-        return HeadClassification(reader_of(model, tokenizer, task.longest), len(task.label_names), weight)
-    kind: Any = TextClassification if task.formulation == "text" else ClozeClassification
-    return kind.of(tokenizer, task.words, task.longest, pattern=task.pattern, pair=task.pair)
 
 
 def measure_directory(directory: str | Path, data: LabelledData, *, device: Any = None) -> Measurement:
@@ -200,7 +156,7 @@ def measure_directory(directory: str | Path, data: LabelledData, *, device: Any 
     model, tokenizer, task = load_finetuned(directory, device=device)
     backbone = model.backbone if isinstance(model, WithHead) else model
     objective = objective_of(backbone, tokenizer, task)
-    return measure(model, objective, objective.encode(data, tokenizer), task.label_names)
+    return measure(model, objective, objective.encode(data, tokenizer), data)
 
 
 def family_and_size(model: str) -> tuple[str, int]:
@@ -270,7 +226,8 @@ def _results(out: Path, recipe: FineTuningRecipe, splits: Splits, outcome: Outco
         reached = measure_directory(out / BEST, part)
         results[name] = {**asdict(reached), "metrics": dict(reached.metrics)}
         if part.label_names:
-            results[name]["majority"] = max(part.label_counts.values()) / len(part)
+            counts = part.label_counts.values()
+            results[name]["majority"] = max(counts) / sum(counts)
     with write_whole(out / RESULTS) as temporary:
         temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return results

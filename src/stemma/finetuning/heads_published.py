@@ -1,0 +1,57 @@
+"""What the output layers are called on disk: as in transformers where it has such a class, in THUDM/GLM's code for GLM.
+
+| | BERT | GPT-1, GPT-2 | T5 |
+|---|---|---|---|
+| classes, numbers | BertForSequenceClassification | ...ForSequenceClassification | ours |
+| tagging | BertForTokenClassification | GPT2ForTokenClassification | T5ForTokenClassification |
+
+A GPT that reads pairs in both orders adds what transformers' class gives for each.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stemma.families.bert.model import BERT
+from stemma.families.gpt.model import GPT
+from stemma.families.t5.model import T5
+
+_CLASSES = {"tagging": "TokenClassification"}
+
+
+def published_config(backbone: Any, kind: str, label_names: Sequence[str], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what config.json says of a fine-tuned model beside what it says of its backbone."""
+    names = label_names or ("score",)
+    first = {"openai-gpt": "OpenAIGPT", "gpt2": "GPT2", "bert": "Bert"}.get(
+        config["model_type"], type(backbone).__name__
+    )
+    published: dict[str, Any] = {
+        "architectures": [f"{first}For{_CLASSES.get(kind, 'SequenceClassification')}"],
+        "id2label": {str(index): name for index, name in enumerate(names)},
+        "label2id": {name: index for index, name in enumerate(names)},
+        "dtype": "float32",
+    }
+    if kind in ("classification", "regression"):
+        published["problem_type"] = "single_label_classification" if label_names else "regression"
+    return published
+
+
+def head_names(backbone: Any, kind: str) -> dict[str, str]:
+    """Return our names of the new layers' parameters and the published ones.
+
+    Args:
+        backbone: a model, or its class.
+    """
+    branch = backbone if isinstance(backbone, type) else type(backbone)
+    if kind == "tagging" or issubclass(branch, BERT):
+        layers = {"output": "classifier"}
+    elif issubclass(branch, GPT):
+        return {"output.weight": "score.weight"}
+    else:
+        layers = {"dense": "pool_layer", "output": "out_proj"}
+    return {f"{ours}.{part}": f"{theirs}.{part}" for ours, theirs in layers.items() for part in ("weight", "bias")}
+
+
+def backbone_prefix(backbone: Any, kind: str) -> str:
+    """Return what stands before the names of the backbone's tensors; `backbone` is a model, or its class."""
+    branch = backbone if isinstance(backbone, type) else type(backbone)
+    return "transformer." if kind == "tagging" and issubclass(branch, T5) else ""

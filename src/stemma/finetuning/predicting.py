@@ -1,0 +1,72 @@
+"""What a fine-tuned model says of further inputs.
+
+predict("runs/finetune-bert/best", ["a good film", "a bad one"])     # ["positive", "negative"]
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stemma.data.labelled import LabelledData
+from stemma.data.tokenizers import Tokenizer
+from stemma.errors import InputError
+from stemma.finetuning.checkpoint import TaskDescription, load_finetuned
+from stemma.finetuning.heads import WithHead
+from stemma.finetuning.measuring import scores_of
+from stemma.finetuning.objectives import objective_of
+from stemma.finetuning.task_data import Examples
+
+
+def predict(
+    model: str | Path | tuple[Any, Tokenizer, TaskDescription], inputs: Sequence[Any], *, device: Any = None
+) -> list[Any]:
+    """Return the answer to each input.
+
+    | task | an input | its answer |
+    |---|---|---|
+    | classification | a text, or two of a pair | the name of the class |
+    | regression | a text, or two of a pair | a number |
+    | tagging | the words of a sentence | a tag for each |
+
+    Args:
+        model: a directory that `finetune` wrote, or what `load_finetuned` returns.
+    Raises:
+        InputError: no fine-tuned model there, or an input of another kind (names its number).
+    """
+    network, tokenizer, task = load_finetuned(model, device=device) if isinstance(model, str | Path) else model
+    if isinstance(inputs, str):
+        raise InputError("predict: one text; expected a list of inputs")
+    if not inputs:
+        return []
+    data = _as_data(inputs, task)
+    backbone = network.backbone if isinstance(network, WithHead) else network
+    objective = objective_of(backbone, tokenizer, task)
+    examples = objective.encode(data, tokenizer)
+    if task.kind == "regression":
+        return scores_of(network, objective, examples).squeeze(1).tolist()
+    names = task.label_names
+    if task.kind == "classification":
+        return [names[label] for label in scores_of(network, objective, examples).argmax(1).tolist()]
+    return [[names[tag] for tag in tags] for tags in objective.predict(network, examples)]
+
+
+def _as_data(inputs: Sequence[Any], task: TaskDescription) -> LabelledData:
+    """Return the inputs as examples, with labels that mean nothing."""
+    if task.kind == "tagging":
+        words = [_strings(one, number, "the words of a sentence") for number, one in enumerate(inputs, 1)]
+        return Examples(words, [[0] * len(one) for one in words], task.label_names)
+    texts = [
+        _strings([one] if isinstance(one, str) else one, number, "a pair of texts" if task.pair else "a text")
+        for number, one in enumerate(inputs, 1)
+    ]
+    for number, one in enumerate(texts, 1):
+        if len(one) != 1 + task.pair:
+            expected = "two texts (it was fine-tuned on pairs)" if task.pair else "one text"
+            raise InputError(f"input {number}: {len(one)} texts; expected {expected}")
+    return LabelledData(texts, [0] * len(texts), task.label_names)
+
+
+def _strings(one: Any, number: int, expected: str) -> tuple[str, ...]:
+    if isinstance(one, str) or not isinstance(one, Sequence) or not all(isinstance(part, str) for part in one):
+        raise InputError(f"input {number}: {str(one)[:40]!r}; expected {expected}")
+    return tuple(one)

@@ -1,0 +1,107 @@
+"""The examples of a task as its files have them: what is read, and what is expected of it."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from stemma.data.conll import ENTITY_TAG, read_conll
+from stemma.data.labelled import LabelledData, read_labelled, split_by_hash
+from stemma.errors import InputError, closest
+from stemma.finetuning.recipe import DataRecipe, Kind
+
+
+@dataclass(frozen=True)
+class Examples(LabelledData):
+    """Examples of the tasks that do not have one class or number a text:
+
+    | kind | `texts[i]` | `labels[i]` | `label_names` |
+    |---|---|---|---|
+    | tagging | the words | a tag for each, as an index | the tags |
+    """
+
+    labels: list[Any]
+
+    @property
+    def label_counts(self) -> dict[str, int]:
+        """How often each label occurs, in the order of `label_names`."""
+        counts = Counter(label for labels in self.labels for label in labels) if self.label_names else Counter()
+        return {name: counts[index] for index, name in enumerate(self.label_names)}
+
+
+def read_examples(path: str, kind: Kind, data: DataRecipe, train: LabelledData | None = None) -> LabelledData:
+    """Read one file of a task.
+
+    Args:
+        train: the training set, whose labels are the only ones; None: this is it.
+    Raises:
+        InputError: a file that does not hold what the task needs; names the place.
+    """
+    if kind == "tagging":
+        return _tagged(path, data, train)
+    regression = kind == "regression"
+    return read_labelled(
+        Path(path),
+        text=data.text,
+        pair=data.pair,
+        label=data.label,
+        label_names=None if regression or train is None else train.label_names,
+        regression=regression,
+        header=data.header,
+        quotes=data.quotes,
+    )
+
+
+def hold_out(data: LabelledData, share: float) -> tuple[LabelledData, LabelledData]:
+    """Return (rest, held out), divided by a hash of the texts (see `split_by_hash`).
+
+    Raises:
+        InputError: see there.
+    """
+    numbered = LabelledData(data.texts, list(range(len(data))), ())
+    rest, held_out = split_by_hash(numbered, share, seed=0)
+    return selected(data, rest.labels), selected(data, held_out.labels)
+
+
+def selected(data: LabelledData, numbers: Sequence[Any]) -> LabelledData:
+    """Return the examples of these numbers."""
+    labels: Any = [data.labels[number] for number in numbers]
+    return replace(data, texts=[data.texts[number] for number in numbers], labels=labels)
+
+
+def _tagged(path: str, data: DataRecipe, train: LabelledData | None) -> Examples:
+    columns = {
+        "word_column": _number(data.text, "data.text", default="text") or 1,
+        "label_column": _number(data.label, "data.label", default="label"),
+    }
+    sentences = read_conll(Path(path), **columns)  # type: ignore[arg-type]
+    names = _tag_names([tags for _, tags in sentences]) if train is None else train.label_names
+    index_of = {name: index for index, name in enumerate(names)}
+    for _, tags in sentences:
+        unknown = next((tag for tag in tags if tag not in index_of), None)
+        if unknown is not None:
+            hint = closest(unknown, names)
+            raise InputError(f"{path}: tag '{unknown[:40]}' does not occur in the training set{hint}")
+    labels = [[index_of[tag] for tag in tags] for _, tags in sentences]
+    return Examples([tuple(words) for words, _ in sentences], labels, names)
+
+
+def _number(column: str, key: str, default: str) -> int | None:
+    if column == default:
+        return None
+    if not column.isdecimal():
+        raise InputError(f"{key}: '{column}'; the columns of a CoNLL file have numbers, from 1")
+    return int(column)
+
+
+def _tag_names(sentences: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """Return the tags by falling frequency; of entities O, and both tags of each type, whether or not both occur."""
+    counts = Counter(tag for tags in sentences for tag in tags)
+    if not any(ENTITY_TAG.fullmatch(tag) for tag in counts):
+        return tuple(sorted(counts, key=lambda tag: (-counts[tag], tag)))
+    kinds: Counter[str] = Counter()
+    for tag, count in counts.items():
+        if tag != "O":
+            kinds[tag[2:]] += count
+    return ("O", *(f"{mark}-{kind}" for kind in sorted(kinds, key=lambda kind: (-kinds[kind], kind)) for mark in "BI"))
