@@ -9,6 +9,12 @@ from stemma.layers import linear as module
 from stemma.layers.linear import Linear, linear
 
 
+@pytest.fixture(autouse=True, params=["oneDNN", "PyTorch's own"])
+def road(request, monkeypatch):
+    """Both roads on every processor."""
+    monkeypatch.setattr(module, "_made_by_intel", lambda: request.param != "oneDNN")
+
+
 @pytest.mark.parametrize("shape", [(7,), (5, 7), (2, 3, 7), (0, 7)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_value_and_gradients(shape, bias):
