@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stemma.errors import InputError
 from stemma.families.bert.model import BERT
-from stemma.families.bert.tokens import BERTTokens
+from stemma.families.bert.tokens import frame_and_mask
 from stemma.families.glm.model import GLM
 from stemma.families.glm.tokens import GLMTokens
 from stemma.families.gpt.model import GPT
@@ -107,8 +107,8 @@ def sentence_settings(directory: Path) -> dict[str, Any]:
 def _frame(model: Any, tokenizer: "Tokenizer") -> tuple[list[int], list[int]]:
     """Return the special tokens before and after a text."""
     if isinstance(model, BERT):
-        bert = BERTTokens.of(tokenizer)
-        return [bert.first], [bert.last]
+        first, last, _ = frame_and_mask(tokenizer)
+        return [first], [last]
     if isinstance(model, GLM):
         glm = GLMTokens.of(tokenizer)
         return [glm.beginning], [glm.end]

@@ -6,6 +6,7 @@ The published models append their special tokens to the vocabularies of BERT (un
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from stemma.errors import InputError
@@ -98,6 +99,7 @@ class GLMTokens:
         return frozenset((self.mask, self.sentence_mask, self.document_mask, *self.masks))
 
 
+@lru_cache(maxsize=4)  # a look at the whole vocabulary; a tokenizer does not change
 def sentence_ends(tokenizer: "Tokenizer") -> frozenset[int]:
     """Return the ids of all tokens with a mark that ends a sentence or a part of it (. ? ! ; : or a line's end)."""
     plain = (index for index in range(tokenizer.vocabulary) if index not in tokenizer.special)
