@@ -105,4 +105,4 @@ def test_the_terminal_shows_the_notes_too() -> None:
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(rich_table(TABLE))
     shown = console.export_text()
-    assert "0.830 ± 0.020" in shown and "0.5 (1)" in shown and "1 told the length" in shown and "chance 0.25" in shown
+    assert "0.83 ±0.02" in shown and "0.5¹" in shown and "1 told the length" in shown and "chance 0.25" in shown

@@ -60,13 +60,13 @@ ARMS: dict[str, Arm] = {
         note="half of the layers in the encoder, half in the decoder",
     ),
     "t5-twice": Arm(
-        "T5, twice the parameters",
+        "T5 ×2",
         "t5",
         model=_T5_MODEL,
         size=2.0,
         objective={"name": "span-corruption"},
         training={"learning_rate": 2e-3, "betas": [0.9, 0.98]},
-        note="as many layers as the others in the encoder, and as many in the decoder",
+        note="twice the parameters: as many layers as the others in the encoder, and as many in the decoder",
     ),
     "glm": Arm(
         "GLM",
@@ -91,11 +91,11 @@ ARMS: dict[str, Arm] = {
         note="the ablation in which a token of a blank does not know its place in the blank",
     ),
     "unilm": Arm(
-        "UniLM-style",
+        "UniLM",
         "unilm",
         objective={"name": "cloze-mixture"},
         training={"learning_rate": 2e-3, "betas": [0.9, 0.98]},
-        note="one BERT under bidirectional, causal, reversed and prefix masks in turn",
+        note="in the style of UniLM: one BERT under bidirectional, causal, reversed and prefix masks in turn",
     ),
 }
 

@@ -16,17 +16,17 @@ from stemma.insights.report import Report, Section, write_report
 
 Measure = Callable[[Mapping[str, Any]], float | None]
 
-# Title, value, whether more is better, decimals that matter only in a chart are not rounded here.
-COLUMNS: tuple[tuple[str, Measure, bool], ...] = (
-    ("classification, accuracy", lambda m: m.get("finetuned", {}).get("test"), True),
-    ("the same from random weights", lambda m: m.get("from-random", {}).get("test"), True),
+# Title, value, whether more is better.
+MEASURES: tuple[tuple[str, Measure, bool], ...] = (
+    ("accuracy, fine-tuned", lambda m: m.get("finetuned", {}).get("test"), True),
+    ("... from random weights", lambda m: m.get("from-random", {}).get("test"), True),
     ("right piece of four", lambda m: m["choice"], True),
-    ("blanks, nats a token", lambda m: m["blank_nll"], False),
-    ("blanks, exact match", lambda m: m["exact_match"], True),
-    ("blanks, ROUGE-L", lambda m: m["rouge_l"], True),
-    ("left to right, bits per byte", lambda m: m["bits_per_byte"], False),
+    ("blanks: nats a token", lambda m: m["blank_nll"], False),
+    ("blanks: exact match", lambda m: m["exact_match"], True),
+    ("blanks: ROUGE-L", lambda m: m["rouge_l"], True),
+    ("bits per byte", lambda m: m["bits_per_byte"], False),
 )
-_BLANKS = ("blanks, nats a token", "blanks, exact match", "blanks, ROUGE-L")
+_BLANKS = ("blanks: nats a token", "blanks: exact match", "blanks: ROUGE-L")
 
 # What a family cannot do by design, and what was done instead.
 _GPT_BLANK = "not by design: a GPT sees only what is before a blank and was told how many tokens to write"
@@ -34,33 +34,31 @@ _BERT_BLANK = "not by design: it was told how many tokens were taken out, and fi
 NOTES: dict[tuple[str, str], str] = {
     **{("gpt", name): _GPT_BLANK for name in _BLANKS},
     **{(family, name): _BERT_BLANK for family in ("bert", "unilm") for name in _BLANKS},
-    ("bert", "left to right, bits per byte"): "not by design: pseudo-log-likelihood, each token given all others, "
+    ("bert", "bits per byte"): "not by design: pseudo-log-likelihood, each token given all others, "
     "which is no probability of the text and cannot be compared",
-    ("t5", "left to right, bits per byte"): "not by design: the text as the filling of one gap, which span corruption "
-    "does not train",
+    ("t5", "bits per byte"): "not by design: the text as the filling of one gap, which span corruption does not train",
     ("gpt", "right piece of four"): "by the likelihood of the piece and all that follows it",
 }
 # Cells that are not in the running for the best of their column.
-_OUT_OF_RUNNING = {("bert", "left to right, bits per byte")} | {
+_OUT_OF_RUNNING = {("bert", "bits per byte")} | {
     (family, name) for family in ("gpt", "bert", "unilm") for name in _BLANKS
 }
 
 
 def table_of(results: Mapping[str, Any]) -> Table:
-    """Return a row for each framework: parameters and the mean of each measure over the seeds, with its interval."""
+    """Return a column for each framework: its parameters and the mean of each measure over the seeds, with its
+    interval."""
     arms = list(results["plan"]["arms"])
-    rows: list[list[Any]] = [[ARMS[arm].label, f"{results['parameters'][arm]:,}"] for arm in arms]
-    titles = ["framework", "parameters"]
-    for title, measure, more in COLUMNS:
+    rows: list[tuple[Any, ...]] = [("parameters", *(f"{results['parameters'][arm]:,}" for arm in arms))]
+    for title, measure, more in MEASURES:
         values = [_over_seeds(results, arm, measure) for arm in arms]
         if all(value is None for value in values):
             continue
-        titles.append(title)
         best = _best(arms, values, title, more)
-        for row, arm, value in zip(rows, arms, values, strict=True):
-            note = NOTES.get((ARMS[arm].family, title), "")
-            row.append(Cell("" if value is None else value, note=note, best=arm == best))
-    return Table(tuple(titles), tuple(tuple(row) for row in rows), notes=_remarks(results))
+        notes = [NOTES.get((ARMS[arm].family, title), "") for arm in arms]
+        cells = zip(arms, values, notes, strict=True)
+        rows.append((title, *(Cell("" if v is None else v, note=note, best=arm == best) for arm, v, note in cells)))
+    return Table(("", *(ARMS[arm].label for arm in arms)), tuple(rows), notes=_remarks(results))
 
 
 def write_comparison(results: Mapping[str, Any], out: Path) -> Path:
@@ -136,11 +134,11 @@ def _bars(results: Mapping[str, Any]) -> list[Bars]:
     arms = results["plan"]["arms"]
     labels = [ARMS[arm].label for arm in arms]
     charts = []
-    for title, measure, _ in COLUMNS:
+    for title, measure, _ in MEASURES:
         values = [_over_seeds(results, arm, measure) for arm in arms]
         shown = [
             None
-            if ("bert", title) in _OUT_OF_RUNNING and ARMS[arm].family == "bert" and title == COLUMNS[-1][0]
+            if ("bert", title) in _OUT_OF_RUNNING and ARMS[arm].family == "bert" and title == MEASURES[-1][0]
             else value
             for arm, value in zip(arms, values, strict=True)
         ]

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Report", "Section", "read_report", "render", "rich_table", "write_report"]
 
 _DATA = re.compile(r'<script type="application/json" id="report">(.*?)</script>', re.DOTALL)
+_SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1b1b; --page: #fff; --soft: #666; --line: #ddd; --mark: #fff3b0; }
 @media (prefers-color-scheme: dark) {
@@ -112,13 +113,20 @@ def render(report: Report) -> str:
 
 def rich_table(table: Table) -> "RichTable":
     """Return a table for the terminal, with its notes below it."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
     from rich.text import Text
 
     notes = _Notes()
     rows = [[Text(*_rich_cell(value, notes)) for value in row] for row in table.rows]
     caption = "\n".join([*notes.lines(), *table.notes])
-    shown = RichTable(title=table.caption or None, caption=caption or None, caption_justify="left")
+    shown = RichTable(
+        title=table.caption or None,
+        caption=caption or None,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 0, 0, 1),
+    )
     for number, column in enumerate(table.columns):
         shown.add_column(column, justify="right" if number else "left")
     for row in rows:
@@ -187,8 +195,17 @@ def _cell(value: Any, notes: _Notes) -> str:
 
 def _rich_cell(value: Any, notes: _Notes) -> tuple[str, str]:
     cell = value if isinstance(value, Cell) else Cell(value)
-    mark = f" ({notes.mark(cell.note)})" if cell.note else ""
-    return _shown(cell.value) + mark, "bold" if cell.best else ""
+    mark = str(notes.mark(cell.note)).translate(_SUPERSCRIPTS) if cell.note else ""
+    return _narrow(cell.value) + mark, "bold" if cell.best else ""
+
+
+def _narrow(value: str | float | Interval) -> str:
+    """Return what fits into a column of a terminal: two decimals, a third where the interval has it."""
+    if not isinstance(value, Interval):
+        return _shown(value)
+    half = (value.high - value.low) / 2
+    decimals = 2 if half >= 0.01 else 3
+    return f"{value.estimate:.{decimals}f} ±{half:.{decimals}f}"  # a narrow terminal breaks it there
 
 
 def _shown(value: str | float | Interval) -> str:
