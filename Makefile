@@ -15,8 +15,11 @@ test-all: .venv/dev
 	$(PYTEST)
 
 bench: .venv/dev
-	.venv/bin/python benchmarks/training.py
-	.venv/bin/python benchmarks/decode.py
+	.venv/bin/python benchmarks/pretraining.py
+	.venv/bin/python benchmarks/finetuning.py
+	.venv/bin/python benchmarks/fill.py
+	.venv/bin/python benchmarks/training.py --quick
+	.venv/bin/python benchmarks/decode.py --quick
 
 lint: .venv/dev
 	.venv/bin/ruff check src tests benchmarks

@@ -1,11 +1,11 @@
 """Pretraining speed of GPT, BERT, T5 and GLM beside transformers' model of the family: tokens/s of one whole update.
 
-    python benchmarks/pretraining.py [--quick] [--families gpt bert t5 glm] [--layers 6] [--hidden 384] [--rounds 5]
+    python benchmarks/pretraining.py [--quick] [--families gpt bert t5 glm] [--layers 6] [--hidden 384] [--rounds 4]
 
-An update is everything from the tokens of a corpus to the new weights: reading, masking, collating, forward and backward
-pass, clipping, fused AdamW; float32, no dropout. Both arms have the same sizes and see as many tokens of text an update,
---batch times --length, in rows of one length: neither computes padding, so that what packing saves us on real documents
-does not count here. Masking is each side's own, as much of it in both:
+An update is everything from the tokens of a corpus to the new weights: reading, masking, collating, forward and
+backward pass, clipping, fused AdamW; float32, no dropout. Both arms have the same sizes and see as many tokens of text
+an update, --batch times --length, in rows of one length: neither computes padding, so that what packing saves us on
+real documents does not count here. Masking is each side's own, as much of it in both:
 
 gpt   GPT2LMHeadModel, DataCollatorForLanguageModeling without masks.
 bert  BertForMaskedLM, DataCollatorForLanguageModeling; 15 % of the tokens, no next-sentence prediction.
@@ -211,8 +211,8 @@ class PlainGLM(nn.Module):
             sizes.hidden, sizes.heads, 4 * sizes.hidden, 0.0, nn.GELU("tanh"), batch_first=True, norm_first=True
         )
         self.blocks = nn.TransformerEncoder(layer, sizes.layers, nn.LayerNorm(sizes.hidden), enable_nested_tensor=False)
-        for table in (self.tokens, *self.positions):
-            nn.init.normal_(table.weight, std=0.02)
+        for embedding in (self.tokens, *self.positions):
+            nn.init.normal_(embedding.weight, std=0.02)
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the mean loss of the targets."""
@@ -258,9 +258,9 @@ def main() -> None:
     parser.add_argument("--families", nargs="+", choices=families, default=families)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--hidden", type=int, default=384, help="a multiple of 64, the width of a head")
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--quick", action="store_true", help="two layers, eight rows of 128 tokens, three rounds")
     options = parser.parse_args()
     if options.quick:

@@ -1,5 +1,6 @@
 """Texts of different lengths and a WordPiece vocabulary of BERT's size for them, without a download."""
 
+import re
 import warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,10 +14,10 @@ LEARNED = 8192  # of them; the others are [unused0] and so on, so that the outpu
 
 
 def running_text() -> str:
-    """Return the help topics that ship with Python: 700 kB of English."""
+    """Return the words of the help topics that ship with Python, in small letters: half a megabyte of English."""
     from pydoc_data.topics import topics
 
-    return "\n".join(topics.values())
+    return " ".join(re.findall("[a-z]+", "\n".join(topics.values()).lower()))
 
 
 def draw_texts(count: int, seed: int, data: Path | None = None) -> list[str]:
