@@ -21,17 +21,19 @@ def finetune(
         str,
         typer.Option(
             help="Labelled examples: CSV, TSV, JSONL, Parquet, or .txt with a label first on each line; of tagging, "
-            "CoNLL's columns."
+            "CoNLL's columns; of text also two files of lines, SOURCE,TARGET."
         ),
     ] = ...,  # type: ignore[assignment]
     dev: Annotated[
         str | None, typer.Option(help="Examples to choose the best weights by; default: 10 % of train.")
     ] = None,
     test: Annotated[str | None, typer.Option(help="Examples to report on, looked at once, at the end.")] = None,
-    task: Annotated[str, typer.Option(help="classification, regression or tagging.")] = "classification",
+    task: Annotated[str, typer.Option(help="classification, regression, tagging or text.")] = "classification",
     text: Annotated[str, typer.Option(help="Column with the text.")] = "text",
     pair: Annotated[str | None, typer.Option(help="Column with the second text of a pair.")] = None,
     label: Annotated[str, typer.Option(help="Column with the label.")] = "label",
+    source: Annotated[str, typer.Option(help="Of text: column with what is read.")] = "source",
+    target: Annotated[str, typer.Option(help="Of text: column with what is to be written.")] = "target",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Where to write; default: runs/finetune-MODEL.")
     ] = None,
@@ -58,7 +60,15 @@ def finetune(
     given: dict[str, Any] = {
         "model": model,
         "task": {"kind": task},
-        "data": {"train": train, "text": text, "pair": pair, "label": label, "test": test},
+        "data": {
+            "train": train,
+            "text": text,
+            "pair": pair,
+            "label": label,
+            "source": source,
+            "target": target,
+            "test": test,
+        },
     }
     if dev is not None:
         given["data"]["dev"] = dev

@@ -36,6 +36,7 @@ class TaskDescription:
     Args:
         kind, formulation, pattern: see `recipe.TaskRecipe`. label_names: of the classes; empty: a regression.
         words: what is written for each label. pair: whether it reads two texts. longest: most tokens of an input.
+        longest_target, beams, length_penalty: of what is written.
     """
 
     kind: str
@@ -45,6 +46,9 @@ class TaskDescription:
     longest: int
     pattern: str | None = None
     words: tuple[str, ...] = ()
+    longest_target: int = 128
+    beams: int = 1
+    length_penalty: float = 1.0
 
 
 def shape_of_head(task: TaskDescription) -> tuple[int, bool]:

@@ -41,7 +41,10 @@ def measure(
         labels = torch.tensor(data.labels)
         loss, values = float(objective.losses(scores, labels).mean()), _of_scores(scores, data)
     else:
-        loss, values = mean_loss(model, objective, examples), _of_tags(objective.predict(model, examples), data)
+        loss, values = (
+            mean_loss(model, objective, examples),
+            objective.metrics(objective.predict(model, examples), data),
+        )
     metric = metric or next(iter(values))
     if metric not in values:
         hint = closest(metric, values) or f", expected one of {', '.join(values)}"
@@ -58,13 +61,3 @@ def _of_scores(scores: Tensor, data: LabelledData) -> dict[str, float]:
     from stemma.evaluation.classification import score_classes
 
     return score_classes(scores.argmax(1).tolist(), data.labels, data.label_names)  # type: ignore[arg-type]
-
-
-def _of_tags(predicted: Sequence[Sequence[int]], data: LabelledData) -> dict[str, float]:
-    from stemma.evaluation.tagging import score_tags
-
-    labels: Any = data.labels
-    names = data.label_names
-    scores = score_tags(*([[names[tag] for tag in tags] for tags in side] for side in (predicted, labels)))
-    # Of entities, F1 decides unless the recipe says otherwise.
-    return {"f1": scores["f1"], **scores} if "f1" in scores else scores

@@ -4,16 +4,21 @@ from typing import Any
 
 from stemma.data.tokenizers import Tokenizer
 from stemma.errors import InputError
+from stemma.families.bert.model import BERT
 from stemma.families.glm.model import GLM
 from stemma.families.gpt.model import GPT
 from stemma.families.t5.model import T5
+from stemma.families.unilm.model import SEGMENTS
 from stemma.finetuning.checkpoint import TaskDescription
 from stemma.finetuning.classification import HeadClassification
 from stemma.finetuning.cloze import ClozeClassification
-from stemma.finetuning.reading import reader_of
+from stemma.finetuning.patterns import check_pattern
+from stemma.finetuning.reading import CLASSIFY, DELIMITER, START, reader_of
 from stemma.finetuning.recipe import TaskRecipe
 from stemma.finetuning.tagging import Tagging
 from stemma.finetuning.text_labels import TextClassification
+from stemma.finetuning.writers import GLMWriting, GPTWriting, T5Writing, UniLMWriting
+from stemma.finetuning.writing import Writing
 
 
 def formulation_of(model: Any, task: TaskRecipe) -> str:
@@ -25,11 +30,16 @@ def formulation_of(model: Any, task: TaskRecipe) -> str:
     own = "text" if isinstance(model, T5) else "cloze" if isinstance(model, GLM) else "head"
     if task.kind in ("regression", "tagging"):
         own = "head"
+    if task.kind == "text":
+        if isinstance(model, BERT) and not _is_unilm(model):
+            raise InputError("a BERT does not write texts: expected a GPT, T5, GLM or UniLM for task.kind=text")
+        own = "text"
     wanted = own if task.formulation == "auto" else task.formulation
-    if wanted not in ("head", own):
-        expected = own if own == "head" else f"head or {own}"
+    known = ["text"] if task.kind == "text" else list(dict.fromkeys(["head", own]))
+    if wanted not in known:
         raise InputError(
-            f"task.formulation: a {type(model).__name__} has no '{wanted}' for {task.kind}, expected {expected}"
+            f"task.formulation: a {type(model).__name__} has no '{wanted}' for {task.kind}, "
+            f"expected {' or '.join(known)}"
         )
     return wanted
 
@@ -38,8 +48,39 @@ def objective_of(model: Any, tokenizer: Tokenizer, task: TaskDescription, *, lan
     """Return the objective of a task; `model` is the backbone."""
     if task.formulation == "head":
         return _of_head(model, tokenizer, task, language_model if isinstance(model, GPT) else 0.0)
+    if task.kind == "text":
+        return _writing(model, tokenizer, task, "{text}", ("text",))
     kind: Any = TextClassification if task.formulation == "text" else ClozeClassification
     return kind.of(tokenizer, task.words, task.longest, pattern=task.pattern, pair=task.pair)
+
+
+def _writing(model: Any, tokenizer: Tokenizer, task: TaskDescription, pattern: str, fields: tuple[str, ...]) -> Writing:
+    pattern = task.pattern or pattern
+    check_pattern(pattern, fields)
+    context = getattr(model.config, "context", 1 << 30)
+    shared: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "pattern": pattern,
+        "fields": fields,
+        "longest_target": min(task.longest_target, context // 2),
+        "beams": task.beams,
+        "length_penalty": task.length_penalty,
+    }
+    if isinstance(model, T5):
+        return T5Writing(**shared, room=task.longest - 1, end=tokenizer.separator)
+    if isinstance(model, GLM):
+        # The blank before a mask belongs to what stands in it.
+        return GLMWriting(**shared, room=task.longest - 3, blank=" ")
+    # Source and target share the context.
+    shared["room"] = min(task.longest, context - shared["longest_target"]) - 3
+    if isinstance(model, GPT):
+        start, delimiter, end = (tokenizer.id(name) for name in (START, DELIMITER, CLASSIFY))
+        return GPTWriting(**shared, start=start, delimiter=delimiter, end=end)
+    return UniLMWriting(**shared)
+
+
+def _is_unilm(model: BERT) -> bool:
+    return model.config.segments > max(SEGMENTS["seq2seq"])
 
 
 def _of_head(model: Any, tokenizer: Tokenizer, task: TaskDescription, language_model: float) -> Any:

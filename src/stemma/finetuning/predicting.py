@@ -27,6 +27,7 @@ def predict(
     | classification | a text, or two of a pair | the name of the class |
     | regression | a text, or two of a pair | a number |
     | tagging | the words of a sentence | a tag for each |
+    | text | a source | the text written for it |
 
     Args:
         model: a directory that `finetune` wrote, or what `load_finetuned` returns.
@@ -47,7 +48,8 @@ def predict(
     names = task.label_names
     if task.kind == "classification":
         return [names[label] for label in scores_of(network, objective, examples).argmax(1).tolist()]
-    return [[names[tag] for tag in tags] for tags in objective.predict(network, examples)]
+    answers = objective.predict(network, examples)
+    return [[names[tag] for tag in tags] for tags in answers] if task.kind == "tagging" else answers
 
 
 def _as_data(inputs: Sequence[Any], task: TaskDescription) -> LabelledData:
@@ -55,6 +57,9 @@ def _as_data(inputs: Sequence[Any], task: TaskDescription) -> LabelledData:
     if task.kind == "tagging":
         words = [_strings(one, number, "the words of a sentence") for number, one in enumerate(inputs, 1)]
         return Examples(words, [[0] * len(one) for one in words], task.label_names)
+    if task.kind == "text":
+        sources = [_strings([one], number, "a text") for number, one in enumerate(inputs, 1)]
+        return Examples(sources, [""] * len(sources), ())
     texts = [
         _strings([one] if isinstance(one, str) else one, number, "a pair of texts" if task.pair else "a text")
         for number, one in enumerate(inputs, 1)

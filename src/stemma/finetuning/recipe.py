@@ -63,7 +63,8 @@ SMALL_MODEL, SMALL_MODEL_RATE = 30_000_000, 3e-4
 # Few examples are seen more often (Zhang et al. 2021, "Revisiting Few-sample BERT Fine-tuning").
 FEW_EXAMPLES, FEW_EXAMPLES_EPOCHS = 1000, 10
 
-Kind = Literal["classification", "regression", "tagging"]
+Kind = Literal["classification", "regression", "tagging", "text"]
+WRITTEN = ("text",)  # kinds whose answers may be written, which takes long to measure
 Formulation = Literal["auto", "head", "cloze", "text"]
 
 
@@ -72,14 +73,15 @@ class TaskRecipe(Section):
 
     Args:
         kind: of the task.
-        formulation: "head": an output layer on the model; "cloze": GLM's blank with a word for each label; "text": T5
-            writes the label. "auto": the family's own.
-        pattern: of "cloze" and "text": the input, with {text}, {pair} and, of "cloze", [MASK].
+        formulation: "head": an output layer on the model; "cloze": GLM's blank with a word for each label; "text": the
+            model writes the label, or the text. "auto": the family's own.
+        pattern: of "cloze" and "text": the input, with {text}, {pair} and, of "cloze" labels, [MASK].
         label_words: of "cloze" and "text": what is written for each label; default: the label itself.
         metric: by which the best weights are chosen; default: accuracy, of a regression Pearson's correlation, of
-            entities' tags F1.
+            entities' tags F1, of texts BLEU (or: chrf, rouge1, rouge2, rougeL, exact_match).
         language_model: of a GPT with an output layer: weight of the language model's own loss.
         dropout: before the output layer.
+        beams, length_penalty: of what is written: more than one beam searches the likeliest text.
     """
 
     kind: Kind = "classification"
@@ -89,17 +91,22 @@ class TaskRecipe(Section):
     metric: str | None = None
     language_model: float = Field(default=0.0, ge=0)
     dropout: float = Field(default=0.1, ge=0, lt=1)
+    beams: int = Field(default=1, gt=0)
+    length_penalty: float = 1.0
 
 
 class DataRecipe(Section):
     """The labelled examples (see `stemma.data.labelled.read_labelled`).
 
     Args:
-        train: a table; of tagging, a file in CoNLL's columns.
+        train: a table; of tagging, a file in CoNLL's columns; of texts, also two files of lines with a comma between,
+            "train.de,train.en".
         dev: another, or the share of `train` that is held out to choose the best weights.
         test: another that is looked at once, at the end; None: none.
         text, pair, label: columns; of CoNLL's numbers from 1, default the first and the last.
-        header, quotes: of CSV and TSV. longest: most tokens of an input.
+        source, target: columns, of texts. header, quotes: of CSV and TSV.
+        longest: most tokens of an input. longest_target: most tokens of a text that is learned or written.
+        measured: most examples of dev, spread evenly over it; default: all, where answers may be written 500.
     """
 
     train: str
@@ -110,7 +117,11 @@ class DataRecipe(Section):
     label: str = "label"
     header: bool = True
     quotes: bool = True
+    source: str = "source"
+    target: str = "target"
     longest: int = Field(default=256, gt=4)
+    longest_target: int = Field(default=128, gt=0)
+    measured: int | None = Field(default=None, gt=0)
 
 
 class FineTuningRecipe(RunRecipe):

@@ -20,9 +20,9 @@ from stemma.finetuning.heads import WithHead
 from stemma.finetuning.measuring import measure
 from stemma.finetuning.objectives import formulation_of, objective_of
 from stemma.finetuning.reading import prepared
-from stemma.finetuning.recipe import DECISIVE, FineTuningRecipe, read_recipe
+from stemma.finetuning.recipe import DECISIVE, WRITTEN, FineTuningRecipe, read_recipe
 from stemma.finetuning.sequences import ShuffledByLength
-from stemma.finetuning.task_data import hold_out, read_examples
+from stemma.finetuning.task_data import hold_out, read_examples, selected
 from stemma.training.batches import derived_seed
 from stemma.training.distributed import Workers
 from stemma.training.hardware import prepare_processor
@@ -34,6 +34,7 @@ from stemma.training.state import newest_state
 from stemma.training.trainer import Outcome, Task, Trainer
 
 RESULTS = "results.json"
+MEASURED = 500  # examples of dev, where answers may be written
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,9 @@ def read_splits(recipe: FineTuningRecipe) -> Splits:
         dev = read_examples(data.dev, kind, data, train)
     else:
         train, dev = hold_out(train, data.dev)
+    most = data.measured or (MEASURED if kind in WRITTEN else len(dev))
+    if most < len(dev):
+        dev = selected(dev, [number * len(dev) // most for number in range(most)])
     return Splits(train, dev, None if data.test is None else read_examples(data.test, kind, data, train))
 
 
@@ -138,9 +142,20 @@ def build(recipe: FineTuningRecipe, train: LabelledData) -> tuple[Any, Tokenizer
     task = recipe.task
     formulation = formulation_of(model, task)
     words = tuple(task.label_words.get(name, name) for name in train.label_names)
-    pair, longest = task.kind != "tagging" and len(train.texts[0]) > 1, recipe.data.longest
+    pair, longest = task.kind in ("classification", "regression") and len(train.texts[0]) > 1, recipe.data.longest
     longest = min(longest, getattr(model.config, "context", longest))
-    description = TaskDescription(task.kind, formulation, train.label_names, pair, longest, task.pattern, words)
+    description = TaskDescription(
+        task.kind,
+        formulation,
+        train.label_names,
+        pair,
+        longest,
+        task.pattern,
+        words,
+        recipe.data.longest_target,
+        task.beams,
+        task.length_penalty,
+    )
     objective = objective_of(model, tokenizer, description, language_model=task.language_model)
     if formulation == "head":
         model = WithHead(model, *shape_of_head(description), dropout=task.dropout)

@@ -1,13 +1,16 @@
 """The examples of a task as its files have them: what is read, and what is expected of it."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from stemma.data.conll import ENTITY_TAG, read_conll
 from stemma.data.labelled import LabelledData, read_labelled, split_by_hash
+from stemma.data.parallel_texts import read_parallel
+from stemma.data.readers import check_unicode, missing_field
+from stemma.data.tables import read_rows
 from stemma.errors import InputError, closest
 from stemma.finetuning.recipe import DataRecipe, Kind
 
@@ -19,6 +22,7 @@ class Examples(LabelledData):
     | kind | `texts[i]` | `labels[i]` | `label_names` |
     |---|---|---|---|
     | tagging | the words | a tag for each, as an index | the tags |
+    | text | the source | the target | |
     """
 
     labels: list[Any]
@@ -40,6 +44,8 @@ def read_examples(path: str, kind: Kind, data: DataRecipe, train: LabelledData |
     """
     if kind == "tagging":
         return _tagged(path, data, train)
+    if kind == "text":
+        return _pairs(path, data)
     regression = kind == "regression"
     return read_labelled(
         Path(path),
@@ -85,6 +91,32 @@ def _tagged(path: str, data: DataRecipe, train: LabelledData | None) -> Examples
             raise InputError(f"{path}: tag '{unknown[:40]}' does not occur in the training set{hint}")
     labels = [[index_of[tag] for tag in tags] for _, tags in sentences]
     return Examples([tuple(words) for words, _ in sentences], labels, names)
+
+
+def _pairs(path: str, data: DataRecipe) -> Examples:
+    files = path.split(",")
+    if len(files) == 2 and not Path(path).exists():
+        pairs = read_parallel(Path(files[0]), Path(files[1]))
+    else:
+        rows = read_rows(Path(path), header=data.header, quotes=data.quotes)
+        pairs = [(text_of(row, data.source, at), text_of(row, data.target, at)) for row, at in rows]
+    if not pairs:
+        raise InputError(f"{path}: no rows; expected at least one source and its target")
+    return Examples([(source,) for source, _ in pairs], [target for _, target in pairs], ())
+
+
+def text_of(row: Mapping[str, Any], column: str, origin: str) -> str:
+    """Return a row's text in a column.
+
+    Raises:
+        InputError: no such column, or no text in it.
+    """
+    if column not in row:
+        raise missing_field(column, row, origin)
+    if not isinstance(row[column], str) or not row[column].strip():
+        raise InputError(f"{origin}: field '{column}' is {str(row[column])[:40]!r}; expected a text in every row")
+    check_unicode(row[column], origin)
+    return row[column]
 
 
 def _number(column: str, key: str, default: str) -> int | None:

@@ -1,0 +1,102 @@
+"""Tasks whose answer is written: translations, summaries, and answers to questions; what all families share."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from stemma.data.labelled import LabelledData
+from stemma.data.tokenizers import Tokenizer
+from stemma.finetuning.patterns import fill_pattern
+
+_MOST_ROWS = 64  # texts, or beams of them, that are written at a time
+
+
+@dataclass(frozen=True)
+class Writing:
+    """The mean loss of the targets' tokens and of their end; what is predicted is written, greedily or by beams.
+
+    Args:
+        pattern: of the source, with {text}, or {question} and {context}, as `fields` says.
+        room: most tokens of a source without its frame, None for any number. longest_target: most tokens that are
+            learned or written. beams, length_penalty: see `inference.beam`.
+        blank: what stands before a target: a blank where its first word has one.
+    """
+
+    tokenizer: Tokenizer
+    pattern: str
+    fields: tuple[str, ...]
+    room: int | None
+    longest_target: int
+    beams: int = 1
+    length_penalty: float = 1.0
+    blank: str = ""
+
+    def encode(self, data: LabelledData, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+        """Return what the family's `frame` makes of each source and target; `tokens` is what decides its length."""
+        rows = [dict(zip(self.fields, texts, strict=True)) for texts in data.texts]
+        sources = fill_pattern(self.pattern, rows, tokenizer, self.room)
+        labels: Any = data.labels
+        wanted = [label if isinstance(label, str) else first_answer(label) for label in labels]
+        # An empty target has no first word.
+        targets = tokenizer.encode_batch([self.blank + text if text else "" for text in wanted])
+        pairs = zip(sources, targets, strict=True)
+        return [self.frame(source, target[: self.longest_target]) for source, target in pairs]
+
+    def frame(self, source: list[int], target: list[int]) -> dict[str, Any]:
+        """Return an example with `prompt`, the token ids after which the target is written, and `tokens`."""
+        raise NotImplementedError
+
+    def write(self, model: Any, prompts: list[list[int]]) -> list[list[int]]:
+        """Return the token ids of the likeliest target of each prompt, as found by the search."""
+        raise NotImplementedError
+
+    def example(self, tokens: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """Return the example as it is."""
+        return tokens
+
+    @torch.inference_mode()
+    def predict(self, model: Any, examples: Sequence[dict[str, Any]]) -> list[str]:
+        """Return the text that a model in eval mode writes for each example."""
+        prompts = [example["prompt"] for example in examples]
+        order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+        size = max(_MOST_ROWS // self.beams, 1)
+        texts = [""] * len(prompts)
+        # The caches of keys and values are of the weights' precision.
+        with torch.autocast(next(model.parameters()).device.type, enabled=False):
+            for start in range(0, len(order), size):
+                numbers = order[start : start + size]
+                written = self.write(model, [prompts[number] for number in numbers])
+                for number, ids in zip(numbers, written, strict=True):
+                    texts[number] = self.tokenizer.decode(ids).strip()
+        return texts
+
+    def metrics(self, predicted: Sequence[str], data: LabelledData) -> Mapping[str, float]:
+        """Return, of texts, BLEU and chrF from 0 to 100, ROUGE and exact match from 0 to 1; of answers, see
+        `answers.score_answers`."""
+        labels: Any = data.labels
+        if not isinstance(labels[0], str):
+            return answer_metrics(predicted, labels)
+        from stemma.evaluation.texts import score_summaries, score_translations
+
+        equal = sum(ours == theirs.strip() for ours, theirs in zip(predicted, labels, strict=True))
+        return {
+            **score_translations(predicted, labels).values,
+            **score_summaries(predicted, labels),
+            "exact_match": equal / len(predicted),
+        }
+
+
+def first_answer(answers: Sequence[tuple[str, int]]) -> str:
+    """Return the text of the first answer to a question, "" if it has none."""
+    return answers[0][0] if answers else ""
+
+
+def answer_metrics(predicted: Sequence[str], answers: Sequence[Sequence[tuple[str, int]]]) -> dict[str, float]:
+    """Return SQuAD's "f1", which decides unless the recipe says otherwise, and "exact_match"."""
+    from stemma.evaluation.answers import score_answers
+
+    scores = score_answers(predicted, [[text for text, _ in accepted] for accepted in answers])
+    return {"f1": scores["f1"], **scores}
