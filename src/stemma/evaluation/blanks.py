@@ -254,7 +254,9 @@ def _written(
     """Return the likeliest tokens one after the other, of each blank until an end or its limit."""
     pieces: list[list[int]] = [[] for _ in blanks]
     for first in range(0, len(blanks), _ROWS):
-        numbers = list(range(first, min(first + _ROWS, len(blanks))))
+        numbers = [i for i in range(first, min(first + _ROWS, len(blanks))) if limits[i] > 0]
+        if not numbers:
+            continue
         rows, logits = decoder([blanks[i] for i in numbers])
         while True:
             tokens = logits.argmax(1).tolist()

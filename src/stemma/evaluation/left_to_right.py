@@ -116,9 +116,8 @@ def _unilm(model: BERT, tokenizer: Tokenizer, texts: Texts) -> list[np.ndarray]:
     ids, device = BERTTokens.of(tokenizer), model.masked_weight.device
     segment = SEGMENTS["left_to_right"][0]
     found = [np.zeros(len(text)) for text in texts]
-    jobs = sorted(((len(text), i) for i, text in enumerate(texts)), reverse=True)
-    prefixes = [(place, i) for length, i in jobs for place in range(length)]
-    prefixes.sort()  # of about equal length
+    # Sorted, so that those of about equal length are together.
+    prefixes = sorted((place, i) for i, text in enumerate(texts) for place in range(len(text)))
     for start in range(0, len(prefixes), 4 * _ROWS):
         part = prefixes[start : start + 4 * _ROWS]
         tokens, _ = padded([[ids.first, *texts[i][:place], ids.mask] for place, i in part], device)

@@ -182,7 +182,7 @@ def fill_contexts(
         for number, context in enumerate(contexts)
         for sample in range(samples)
     ]
-    most = max(len(row.places) for row in rows) * (limit + 1)
+    most = max((len(row.places) for row in rows), default=0) * (limit + 1)
     with prepacked(model, min(len(rows), _MOST_ROWS)) if most >= _PACK_FROM else nullcontext():
         if beams > 1:
             for row in rows:
