@@ -6,6 +6,7 @@ import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 from stemma.errors import InputError
@@ -153,7 +154,7 @@ def _draw_bars(axes: "Axes", chart: Bars, places: Mapping[str, int]) -> None:
             middles = [one.estimate for _, one in sure]
             axes.errorbar([x for x, _ in sure], middles, ends, fmt="none", ecolor=INK, elinewidth=1, capsize=2)
     room = max(6, 72 // max(1, len(chart.groups)))
-    axes.set_xticks(range(len(chart.groups)), [textwrap.fill(group, room) for group in chart.groups])
+    axes.set_xticks(range(len(chart.groups)), [textwrap.fill(_shown(group), room) for group in chart.groups])
     axes.grid(False, axis="x")
     axes.tick_params(axis="x", length=0)
     axes.axhline(0, color=INK, linewidth=0.8)
@@ -165,13 +166,15 @@ def _interval(value: float | Interval) -> Interval:
 
 
 def _shown(label: str) -> str:
-    return f" {label}" if label.startswith("_") else label  # matplotlib keeps such a one out of the legend
+    """Return a label as matplotlib takes it: without half characters, and not hidden from the legend for its `_`."""
+    label = "".join(letter if letter.isprintable() else " " for letter in label)
+    return f" {label}" if label.startswith("_") else label
 
 
 def _mark(axis: "Axis", label: str, log: bool) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    axis.set_label_text(label)
+    axis.set_label_text(_shown(label))
     if log:
         low, high = axis.get_view_interval()
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 1000 * low else (1.0,)))
@@ -195,8 +198,7 @@ def _embedded(figure: "Figure", prefix: str, caption: str) -> str:
     svg = svg[svg.index("<svg") :].rstrip()
     svg = re.sub(r"<style\b.*?</style>", "", svg, flags=re.DOTALL)  # would hold for the whole page, which has the same
     svg = re.sub(r"<[^>]*>", _tag(prefix), svg)  # in tags alone: a label may hold any of it
-    name = caption.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-    return svg.replace("<svg", f'<svg role="img" aria-label="{name}"', 1)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(caption)}"', 1)
 
 
 def _tag(prefix: str) -> Callable[[re.Match[str]], str]:

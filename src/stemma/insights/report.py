@@ -108,7 +108,8 @@ dd { margin: 0; min-width: 0; }
 @media (max-width: 36rem) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .4rem; } }
 @media print { :root { color-scheme: light; } body { max-width: none; padding: 0; font-size: 10pt; }
   figure, .verdict, .sample, tr { break-inside: avoid; } h2 { break-after: avoid; }
-  pre, .text { white-space: pre-wrap; } .scroll { overflow: visible; } svg { min-width: 0; } mark { print-color-adjust: exact; } }
+  pre, .text { white-space: pre-wrap; } .scroll { overflow: visible; } svg { min-width: 0; }
+  mark { print-color-adjust: exact; } }
 """
 
 
