@@ -222,8 +222,8 @@ class Trainer:
         return float(full_tensor(torch.nn.utils.get_total_norm(gradients)))
 
     def _step(self, learning_rate: float, norm: float) -> None:
-        if self.recipe.training.clip is not None:
-            largest = self.recipe.training.clip
+        largest = self.recipe.training.clip
+        if largest is not None and norm + 1e-6 > largest:  # below that it would multiply all gradients by 1
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), largest, torch.tensor(norm))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
