@@ -275,3 +275,11 @@ def test_only_charts_need_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "2.25" in render_one(TABLE)
     with pytest.raises(InputError, match=r'needs matplotlib: pip install "stemma-lm\[report\]"'):
         render_one(CURVES)
+
+
+def test_bars_beyond_the_colours_are_hatched() -> None:
+    labels = [f"m{number}" for number in range(len(COLOURS) + 1)]
+    page = render_one(Bars(["task"], labels, [[1.0] * len(labels)]))
+    last = re.search(rf'<g id="part.1.bar-{len(COLOURS)}-0">(.*?)</g>', page, re.DOTALL)[1]
+    pattern = re.search(r"url\(#(.*?)\)", re.search(r"fill: .*", last)[0])[1]
+    assert f'<pattern id="{pattern}"' in page and page.count("<pattern ") == 1

@@ -75,6 +75,7 @@ h1, h2 { line-height: 1.2; margin: 2.5rem 0 1rem; }
 h1 { margin-top: 1rem; }
 a { color: var(--link); }
 h2 a, sup a { color: inherit; text-decoration: none; }
+sup { line-height: 0; }
 h2 a:hover::after { content: " #"; color: var(--faint); }
 .lead { font-size: 1.15rem; }
 nav { border-left: 3px solid var(--line); padding: .1rem 1rem; }
