@@ -53,7 +53,7 @@ def draw_choices(blanks: Sequence[Blank], others: int, seed: int = 0) -> list[li
     for number, blank in enumerate(blanks):
         options, size = [blank], len(blank.piece)
         for other in rng.permutation([i for i in range(len(blanks)) if i != number]):
-            text = [*blanks[other].before, *blanks[other].after]
+            text = [*blanks[other].before, *blanks[other].piece, *blanks[other].after]
             start = int(rng.integers(0, len(text) - size + 1))
             piece = tuple(text[start : start + size])
             if piece not in [option.piece for option in options]:

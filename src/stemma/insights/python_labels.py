@@ -1,7 +1,7 @@
 """Labelled texts that are there on any machine: which package of the standard library is a docstring from?"""
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 from stemma.data.labelled import LabelledData
 from stemma.data.python_corpus import python_files, read_python
@@ -12,7 +12,7 @@ _SHORTEST, _LONGEST = 40, 400  # characters of a docstring
 def python_labels(classes: int = 6, each: int = 200) -> LabelledData:
     """Return docstrings, without the names that they document, of the packages with most of them.
 
-    They come in an order that depends on their content only.
+    They come in an order that depends on their content only. One that two of the packages have is in neither.
 
     Args:
         classes: number of packages. each: at most so many docstrings of one.
@@ -26,7 +26,11 @@ def python_labels(classes: int = 6, each: int = 200) -> LabelledData:
                 if len(text) >= _SHORTEST:
                     found[title.partition(".")[0]][_key(text)] = text
     largest = sorted(found, key=lambda package: (-len(found[package]), package))[:classes]
-    rows = [(key, text, package) for package in largest for key, text in sorted(found[package].items())[:each]]
+    packages = Counter(key for package in largest for key in found[package])
+    rows = []
+    for package in largest:
+        own = sorted((key, text, package) for key, text in found[package].items() if packages[key] == 1)
+        rows += own[:each]
     rows.sort()
     names = tuple(sorted(largest))
     return LabelledData([(text,) for _, text, _ in rows], [names.index(package) for *_, package in rows], names)
