@@ -28,12 +28,18 @@ def finetune(
         str | None, typer.Option(help="Examples to choose the best weights by; default: 10 % of train.")
     ] = None,
     test: Annotated[str | None, typer.Option(help="Examples to report on, looked at once, at the end.")] = None,
-    task: Annotated[str, typer.Option(help="classification, regression, tagging or text.")] = "classification",
+    task: Annotated[str, typer.Option(help="classification, regression, tagging, text or choice.")] = "classification",
     text: Annotated[str, typer.Option(help="Column with the text.")] = "text",
     pair: Annotated[str | None, typer.Option(help="Column with the second text of a pair.")] = None,
     label: Annotated[str, typer.Option(help="Column with the label.")] = "label",
     source: Annotated[str, typer.Option(help="Of text: column with what is read.")] = "source",
     target: Annotated[str, typer.Option(help="Of text: column with what is to be written.")] = "target",
+    question: Annotated[
+        str | None, typer.Option(help="Of choice: columns with the question, commas between; default: none.")
+    ] = None,
+    choices: Annotated[
+        str, typer.Option(help="Of choice: a column with a list of texts, or several columns, commas between.")
+    ] = "choices",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Where to write; default: runs/finetune-MODEL.")
     ] = None,
@@ -67,6 +73,8 @@ def finetune(
             "label": label,
             "source": source,
             "target": target,
+            "question": question,
+            "choices": choices,
             "test": test,
         },
     }

@@ -4,6 +4,7 @@
 |---|---|---|---|
 | classes, numbers | BertForSequenceClassification | ...ForSequenceClassification | ours |
 | tagging | BertForTokenClassification | GPT2ForTokenClassification | T5ForTokenClassification |
+| choice | BertForMultipleChoice | ...ForSequenceClassification, of each option | ours |
 
 A GPT that reads pairs in both orders adds what transformers' class gives for each.
 """
@@ -15,7 +16,7 @@ from stemma.families.bert.model import BERT
 from stemma.families.gpt.model import GPT
 from stemma.families.t5.model import T5
 
-_CLASSES = {"tagging": "TokenClassification"}
+_CLASSES = {"tagging": "TokenClassification", "choice": "MultipleChoice"}
 
 
 def published_config(backbone: Any, kind: str, label_names: Sequence[str], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,8 +25,10 @@ def published_config(backbone: Any, kind: str, label_names: Sequence[str], confi
     first = {"openai-gpt": "OpenAIGPT", "gpt2": "GPT2", "bert": "Bert"}.get(
         config["model_type"], type(backbone).__name__
     )
+    sequences = "SequenceClassification"
+    task = sequences if kind == "choice" and isinstance(backbone, GPT) else _CLASSES.get(kind, sequences)
     published: dict[str, Any] = {
-        "architectures": [f"{first}For{_CLASSES.get(kind, 'SequenceClassification')}"],
+        "architectures": [f"{first}For{task}"],
         "id2label": {str(index): name for index, name in enumerate(names)},
         "label2id": {name: index for index, name in enumerate(names)},
         "dtype": "float32",

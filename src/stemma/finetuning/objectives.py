@@ -10,6 +10,7 @@ from stemma.families.gpt.model import GPT
 from stemma.families.t5.model import T5
 from stemma.families.unilm.model import SEGMENTS
 from stemma.finetuning.checkpoint import TaskDescription
+from stemma.finetuning.choosing import GLMChoosing, HeadChoosing, T5Choosing
 from stemma.finetuning.classification import HeadClassification
 from stemma.finetuning.cloze import ClozeClassification
 from stemma.finetuning.patterns import check_pattern
@@ -50,6 +51,10 @@ def objective_of(model: Any, tokenizer: Tokenizer, task: TaskDescription, *, lan
         return _of_head(model, tokenizer, task, language_model if isinstance(model, GPT) else 0.0)
     if task.kind == "text":
         return _writing(model, tokenizer, task, "{text}", ("text",))
+    if task.kind == "choice":
+        pattern = task.pattern or "{question}"
+        check_pattern(pattern, ("question",))
+        return (T5Choosing if task.formulation == "text" else GLMChoosing)(tokenizer, pattern, task.longest)
     kind: Any = TextClassification if task.formulation == "text" else ClozeClassification
     return kind.of(tokenizer, task.words, task.longest, pattern=task.pattern, pair=task.pair)
 
@@ -85,6 +90,8 @@ def _is_unilm(model: BERT) -> bool:
 
 def _of_head(model: Any, tokenizer: Tokenizer, task: TaskDescription, language_model: float) -> Any:
     reader, causal = reader_of(model, tokenizer, task.longest), isinstance(model, GPT)
+    if task.kind == "choice":
+        return HeadChoosing(reader, language_model)
     if task.kind == "tagging":
         return Tagging(reader, language_model, "last" if causal else "first")
     similarity = task.kind == "regression" and task.pair and causal

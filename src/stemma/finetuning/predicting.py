@@ -28,6 +28,7 @@ def predict(
     | regression | a text, or two of a pair | a number |
     | tagging | the words of a sentence | a tag for each |
     | text | a source | the text written for it |
+    | choice | a question and a list of options, or the list alone | which one, counted from 0 |
 
     Args:
         model: a directory that `finetune` wrote, or what `load_finetuned` returns.
@@ -57,6 +58,14 @@ def _as_data(inputs: Sequence[Any], task: TaskDescription) -> LabelledData:
     if task.kind == "tagging":
         words = [_strings(one, number, "the words of a sentence") for number, one in enumerate(inputs, 1)]
         return Examples(words, [[0] * len(one) for one in words], task.label_names)
+    if task.kind == "choice":
+        asked = [("", one) if isinstance(one, list) else one for one in inputs]
+        for number, one in enumerate(asked, 1):
+            if not isinstance(one, Sequence) or len(one) != 2 or not isinstance(one[0], str) or len(one[1]) < 1:
+                raise InputError(f"input {number}: {str(one)[:40]!r}; expected a question and a list of options")
+        options = [_strings(one[1], number, "a list of options") for number, one in enumerate(asked, 1)]
+        texts = [(one[0], *rest) for one, rest in zip(asked, options, strict=True)]
+        return Examples(texts, [0] * len(texts), ())
     if task.kind == "text":
         sources = [_strings([one], number, "a text") for number, one in enumerate(inputs, 1)]
         return Examples(sources, [""] * len(sources), ())

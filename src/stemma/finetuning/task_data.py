@@ -12,6 +12,7 @@ from stemma.data.parallel_texts import read_parallel
 from stemma.data.readers import check_unicode, missing_field
 from stemma.data.tables import read_rows
 from stemma.errors import InputError, closest
+from stemma.finetuning.choice_data import read_choices
 from stemma.finetuning.recipe import DataRecipe, Kind
 
 
@@ -23,6 +24,7 @@ class Examples(LabelledData):
     |---|---|---|---|
     | tagging | the words | a tag for each, as an index | the tags |
     | text | the source | the target | |
+    | choice | the question ("": none) and the options | which is right, from 0 | |
     """
 
     labels: list[Any]
@@ -46,6 +48,9 @@ def read_examples(path: str, kind: Kind, data: DataRecipe, train: LabelledData |
         return _tagged(path, data, train)
     if kind == "text":
         return _pairs(path, data)
+    if kind == "choice":
+        columns = {"question": data.question, "choices": data.choices, "label": data.label}
+        return Examples(*read_choices(Path(path), **columns, header=data.header, quotes=data.quotes), ())  # type: ignore[arg-type]
     regression = kind == "regression"
     return read_labelled(
         Path(path),
