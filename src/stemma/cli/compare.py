@@ -9,7 +9,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from stemma.insights.compare import Plan
+    from stemma.insights.plan import Plan
 
 
 def compare(
@@ -52,9 +52,9 @@ def compare(
 
     from stemma.errors import InputError
     from stemma.insights.arms import ARMS
-    from stemma.insights.compare import Plan, scale_for
     from stemma.insights.compare import compare as run
     from stemma.insights.comparison_report import table_of, write_comparison
+    from stemma.insights.plan import Plan, scale_for
     from stemma.insights.report import rich_table
     from stemma.insights.workers import Interrupted
 

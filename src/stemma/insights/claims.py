@@ -37,7 +37,7 @@ class Claim:
     Args:
         source: paper, section. hypothesis: what it says. varied, controlled: of the experiment.
         decides: the number, and what it must be. arms: names of `arms.ARMS`. decide: from the results of `compare`.
-        labels: whether fine-tuning is part of it. several_blanks: see `compare.Plan`.
+        labels: whether fine-tuning is part of it. several_blanks: see `plan.Plan`.
     """
 
     name: str

@@ -16,118 +16,25 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from pydantic import TypeAdapter
-
 from stemma import families
-from stemma.data.corpora import CorpusSource
 from stemma.data.labelled import LabelledData, read_labelled, split_by_hash
 from stemma.data.shards import prepare
-from stemma.data.tokenized_corpus import TokenizedSplit
 from stemma.data.tokenizers import Tokenizer, load_tokenizer
 from stemma.errors import InputError
-from stemma.evaluation.blanks import way_of
-from stemma.evaluation.left_to_right import likelihood_of
-from stemma.families.glm.model import GLM
-from stemma.families.glm.tokens import GLMTokens
-from stemma.families.gpt.model import GPT
 from stemma.files import cache_directory, write_whole
 from stemma.finetuning.recipe import build_recipe
 from stemma.finetuning.run import finetune
-from stemma.inference.filling_scores import score_fillings
-from stemma.inference.generate import generate
-from stemma.inference.infilling import continue_text
-from stemma.insights.arms import ARMS, Scale, common_tokenizer, configurations, count_parameters, recipe_of
-from stemma.insights.passages import draw_choices, draw_passages, make_blanks, make_several_blanks
+from stemma.insights.arms import ARMS, common_tokenizer, configurations, count_parameters, recipe_of
+from stemma.insights.measures import measure_model
+from stemma.insights.plan import Plan
 from stemma.insights.python_labels import python_labels
 from stemma.insights.workers import Interrupted, Report, Reporter, run_jobs
 from stemma.training.pretrain import find_tokenizer, pretrain
 from stemma.training.recipe import Recipe
 
 PLAN, MEASURES, RESULTS, REPORT = "plan.json", "measures.json", "results.json", "report.html"
-VERSION = 1
 
-# Of a default budget of 8 minutes on two cores: tokens of text for each model, found by trying on such a machine.
-_MINUTES, _TOKENS = 8.0, 205_000
-# Layers, hidden, heads, vocabulary, batch, length, and what a token costs as a multiple of the first. A larger model is
-# taken once it would see about as many tokens as it has parameters.
-_SIZES = (
-    (2, 128, 4, 1024, 8, 64, 1),
-    (4, 192, 6, 2048, 16, 128, 5),
-    (6, 256, 8, 4096, 32, 128, 15),
-    (8, 512, 8, 8192, 32, 256, 80),
-    (12, 768, 12, 16384, 64, 256, 300),
-)
-_ENOUGH = 8
 _TEST, _DEV = 0.4, 0.1  # shares of the labelled examples
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that decides the results.
-
-    Args:
-        text, field, documents: the corpus (see `CorpusSource`). labels, label_text, label_column: a table of labelled
-            texts, or "python" (see python_labels.py), or None: no fine-tuning.
-        arms: names of `ARMS`. seeds: each is a whole repetition. scale: sizes, chosen for a budget of `minutes`.
-        examples: labelled ones to train on, at most. epochs: of fine-tuning.
-        passages, blanks: how many are scored, of so many tokens. longest_blank: in tokens.
-        several_blanks: of a GLM: passages with three blanks each that are scored in several orders.
-    """
-
-    text: str
-    field: str
-    documents: str
-    labels: str | None
-    label_text: str
-    label_column: str
-    arms: tuple[str, ...]
-    seeds: tuple[int, ...]
-    scale: Scale
-    minutes: float = 8.0
-    held_out: float = 0.05
-    examples: int = 96
-    epochs: int = 15
-    passages: int = 48
-    passage_tokens: int = 64
-    blanks: int = 192
-    blank_tokens: int = 64
-    longest_blank: int = 6
-    several_blanks: int = 0
-    version: int = VERSION
-
-    def write(self, path: Path) -> None:
-        """Write it as JSON."""
-        with write_whole(path) as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-
-    @classmethod
-    def of(cls, content: Mapping[str, Any]) -> "Plan":
-        """Return the plan that was made a dictionary."""
-        return TypeAdapter(cls).validate_python(content)
-
-    @classmethod
-    def read(cls, path: Path) -> "Plan":
-        """Read what `write` wrote.
-
-        Raises:
-            InputError: the file is none.
-        """
-        try:
-            return TypeAdapter(cls).validate_json(path.read_bytes())
-        except ValueError as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"{path}: not the plan of a comparison ({reason}); give another --out") from error
-
-
-def scale_for(minutes: float, arms: int, seeds: int) -> Scale:
-    """Return model size and training for a budget in minutes on two cores; tokens are shared by all models."""
-    share = minutes / _MINUTES * 18 / (arms * seeds)  # of the default's six frameworks and three seeds
-    *size, cost = next(row for row in reversed(_SIZES) if share >= _ENOUGH * row[-1] or row is _SIZES[0])
-    layers, hidden, heads, vocabulary, batch, length = size
-    steps = max(round(_TOKENS * share / cost / (batch * length)), 10)
-    return Scale(layers, hidden, heads, vocabulary, steps, batch, length)
 
 
 @dataclass(frozen=True)
@@ -232,87 +139,6 @@ def recipes(plan: Plan, out: Path) -> dict[tuple[str, int], Recipe]:
     return found
 
 
-@torch.inference_mode()
-def measure_model(model: Any, tokenizer: Tokenizer, plan: Plan, cache: Path) -> dict[str, Any]:
-    """Return what a pretrained model makes of held-out passages and their blanks.
-
-    Returns:
-        bits_per_byte; blank_nll (nats per token of a piece, its end not counted), exact_match, rouge_l; choice: the
-        share of right choices among four pieces; samples: the first blanks and what was written.
-    """
-    split = prepare(_source(plan), tokenizer, cache, None).held_out
-    passages = draw_passages(split, plan.passages, plan.passage_tokens)
-    scores = likelihood_of(model, tokenizer).log_probabilities(passages)
-    size = sum(len(tokenizer.decode(passage).encode()) for passage in passages)
-    blanks = make_blanks(draw_passages(split, plan.blanks, plan.blank_tokens), plan.longest_blank)
-    way = way_of(model, tokenizer)
-    pieces = way.log_probabilities(blanks)
-    inner = [piece[:-1] if way.ends else piece for piece in pieces]
-    written, expected = way.write(blanks), [blank.piece for blank in blanks]
-    texts = [(tokenizer.decode(w).strip(), tokenizer.decode(e).strip()) for w, e in zip(written, expected, strict=True)]
-    choices = draw_choices(blanks, 3)
-    values = iter(way.choice([option for options in choices for option in options]))
-    right = [int(np.argmax([next(values) for _ in options])) == 0 for options in choices]
-    writes = _write_on(model, tokenizer, passages[0][:8])
-    several = _several_blanks(model, tokenizer, split, plan) if plan.several_blanks and isinstance(model, GLM) else {}
-    return several | {
-        "bits_per_byte": -sum(float(score.sum()) for score in scores) / np.log(2) / size,
-        "blank_nll": -sum(float(piece.sum()) for piece in inner) / sum(map(len, expected)),
-        "exact_match": sum(w == e for w, e in texts) / len(texts),
-        "rouge_l": sum(_rouge_l(w, e) for w, e in texts) / len(texts),
-        "choice": sum(right) / len(right),
-        "continuation": writes,
-        "samples": [
-            {
-                "before": tokenizer.decode(blank.before),
-                "piece": tokenizer.decode(blank.piece),
-                "after": tokenizer.decode(blank.after),
-                "written": tokenizer.decode(piece),
-            }
-            for blank, piece in zip(blanks[:6], written, strict=False)
-        ],
-    }
-
-
-def _write_on(model: Any, tokenizer: Tokenizer, prompt: Sequence[int]) -> dict[str, str] | None:
-    """Return a sample of what a model writes after a prompt; None where it does not write from left to right."""
-    text = tokenizer.decode(prompt)
-    options: dict[str, Any] = {"temperature": 0.8, "seed": 1}
-    if isinstance(model, GPT):
-        return {"prompt": text, "text": generate(model, tokenizer, text, max_new_tokens=48, **options)[0].text}
-    if isinstance(model, GLM):
-        written = continue_text(model, tokenizer, text, max_piece_tokens=48, **options)[0].pieces[0]
-        return {"prompt": text, "text": written}
-    return None
-
-
-def _several_blanks(model: GLM, tokenizer: Tokenizer, split: TokenizedSplit, plan: Plan) -> dict[str, float]:
-    """Return nats per token, the ends of pieces included, of three blanks a passage: filled from left to right, and in
-    the mean over all orders."""
-    ids = GLMTokens.of(tokenizer)
-    passages = draw_passages(split, plan.several_blanks, plan.blank_tokens, seed=1)
-    contexts, fillings = [], []
-    for passage, spans in zip(passages, make_several_blanks(passages, 3, plan.longest_blank), strict=True):
-        context, end = [ids.beginning], 0
-        for start, stop in spans:
-            context += [*passage[end:start], ids.mask]
-            end = stop
-        contexts.append([*context, *passage[end:], ids.end])
-        fillings.append([passage[start:stop] for start, stop in spans])
-    tokens = sum(len(piece) + 1 for pieces in fillings for piece in pieces)
-    totals = {
-        name: -sum(map(sum, score_fillings(model, ids, contexts, fillings, orders=orders)))
-        for name, orders in (("text_order_nll", 1), ("all_orders_nll", 6))
-    }
-    return {name: total / tokens for name, total in totals.items()}
-
-
-def _rouge_l(written: str, expected: str) -> float:
-    from stemma.evaluation.texts import rouge_l
-
-    return rouge_l(written, expected)
-
-
 def _finetuned(job: Job, folder: Path, stage: str, initialize: bool, display: Reporter) -> dict[str, float]:
     plan, arm = job.plan, ARMS[job.arm]
     family = "bert" if arm.family == "unilm" else arm.family
@@ -375,10 +201,6 @@ def _claim(plan: Plan, out: Path) -> None:
     plan.write(path)
 
 
-def _source(plan: Plan) -> CorpusSource:
-    return CorpusSource(plan.text, plan.field, plan.documents, plan.held_out)
-
-
 def _shared_tokenizer(plan: Plan, out: Path, cache: Path, observer: Observer) -> Tokenizer:
     """Learn the tokenizer and tokenise the corpus, once for all."""
     folder = out / "tokenizer"
@@ -391,11 +213,11 @@ def _shared_tokenizer(plan: Plan, out: Path, cache: Path, observer: Observer) ->
                 "training": {"steps": 1, "batch": 1, "learning_rate": 1.0},
             }
         )
-        tokenizer = common_tokenizer(find_tokenizer(recipe, _source(plan), cache, lambda stage, done, total: None))
+        tokenizer = common_tokenizer(find_tokenizer(recipe, plan.source, cache, lambda stage, done, total: None))
         folder.mkdir(exist_ok=True)
         tokenizer.save(folder)
     tokenizer = load_tokenizer(folder)
-    corpus = prepare(_source(plan), tokenizer, cache, None)
+    corpus = prepare(plan.source, tokenizer, cache, None)
     observer.say(f"text       {plan.text}: {corpus.summary}")
     return tokenizer
 

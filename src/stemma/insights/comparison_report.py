@@ -10,8 +10,9 @@ import yaml
 
 from stemma.evaluation.intervals import Interval, over_seeds
 from stemma.insights.arms import ARMS
-from stemma.insights.compare import REPORT, Plan, recipes
+from stemma.insights.compare import REPORT, recipes
 from stemma.insights.parts import Bars, Cell, Code, Curves, Paragraph, Samples, Series, Table
+from stemma.insights.plan import Plan
 from stemma.insights.report import Report, Section, write_report
 
 Measure = Callable[[Mapping[str, Any]], float | None]

@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from stemma.insights.arms import ARMS
-from stemma.insights.compare import Observer, Plan
+from stemma.insights.compare import Observer
+from stemma.insights.plan import Plan
 from stemma.insights.workers import Event
 from stemma.training.progress import duration
 

@@ -16,9 +16,10 @@ from stemma.files import write_whole
 from stemma.insights import encoder_decoder_parameters, glm_competitive, glm_positions, glm_shuffling
 from stemma.insights.arms import ARMS, Scale
 from stemma.insights.claims import Claim, Decision
-from stemma.insights.compare import Observer, Plan, compare
+from stemma.insights.compare import Observer, compare
 from stemma.insights.comparison_report import command_settings, curves_of, table_of
 from stemma.insights.parts import Paragraph, Report, Section, Table, Verdict
+from stemma.insights.plan import Plan
 from stemma.insights.report import read_report, write_report
 
 CLAIMS: dict[str, Claim] = {
