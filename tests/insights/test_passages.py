@@ -1,7 +1,5 @@
 """Passages and blanks, drawn from a corpus of documents that are known."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
