@@ -108,8 +108,8 @@ def _likeliest_tokens(
     device = model.masked_weight.device
     tokens = torch.from_numpy(packed).to(device).unsqueeze(0)
     seen = None if len(rows) == 1 else Mask(document_ids=torch.from_numpy(documents).to(device).unsqueeze(0))
-    hidden = model.hidden(tokens, mask=seen)
-    logits = model.logits(hidden[tokens == mask]).float()  # of the blanks alone
+    blanks = torch.from_numpy(np.flatnonzero(packed == mask)).to(device)
+    logits = model.logits(model.hidden(tokens, mask=seen, places=blanks)).float()
     best = logits.log_softmax(-1).topk(min(top_k, logits.shape[-1]))
     return best.values.tolist(), best.indices.tolist()
 

@@ -106,9 +106,18 @@ class MultiHeadAttention(nn.Module):
         self.output = Linear(inner, hidden, bias=bias)
 
     def forward(
-        self, x: Tensor, mask: Mask | None = None, cache: KeyValueCache | None = None, bias: Tensor | None = None
+        self,
+        x: Tensor,
+        mask: Mask | None = None,
+        cache: KeyValueCache | None = None,
+        bias: Tensor | None = None,
+        places: Tensor | None = None,
     ) -> Tensor:
-        """Map float [batch, length, hidden] to the same shape; `bias` of the scores: see `attention`."""
+        """Map float [batch, length, hidden] to the same shape; `bias` of the scores: see `attention`.
+
+        Args:
+            places: int64 [places], counted through all rows: the result is that of these, float [places, hidden].
+        """
         query, key, value = self.project(x)
         window = self.window
         if cache is not None:
@@ -117,7 +126,8 @@ class MultiHeadAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         query = query.to(key.dtype)  # a cache may be kept in a higher precision than the model's
         mixed = attention(query, key, value, mask, window=window, dropout=dropout, scale=self.scale, bias=bias)
-        return self.output(mixed.transpose(1, 2).flatten(2).to(x.dtype))
+        mixed = mixed.transpose(1, 2).flatten(2).to(x.dtype)
+        return self.output(mixed if places is None else mixed.flatten(0, 1)[places])
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return query, key and value, float [batch, heads, length, head_dim] each, of [batch, length, hidden]."""

@@ -168,3 +168,18 @@ def test_dropout_is_where_the_config_says() -> None:
 def test_a_width_that_the_heads_do_not_divide() -> None:
     with pytest.raises(InputError, match=r"hidden \(30\) must be a multiple of heads \(4\)"):
         BERTConfig(hidden=30, heads=4)
+
+
+def test_states_of_some_places_are_those_of_the_whole() -> None:
+    torch.manual_seed(0)
+    model = BERT(BERTConfig(50, context=8, layers=2, hidden=16, heads=2, dropout=0.0, attention_dropout=0.0))
+    tokens, places = torch.randint(50, (3, 8)), torch.tensor([0, 5, 9, 23])
+    mask = Mask(key_padding=torch.arange(8) < torch.tensor([[8], [6], [8]]))
+    gradients = []
+    for states in (
+        model.hidden(tokens, mask=mask).flatten(0, 1)[places],
+        model.hidden(tokens, mask=mask, places=places),
+    ):
+        gradients.append([states, *torch.autograd.grad(states.square().sum(), [*model.blocks.parameters()])])
+    for whole, some in zip(*gradients, strict=True):
+        torch.testing.assert_close(some, whole, atol=1e-5, rtol=1e-5)

@@ -81,9 +81,11 @@ class Block(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(hidden, epsilon)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, mask: Mask | None) -> Tensor:
-        """Map float [batch, length, hidden] to the same shape."""
-        x = self.attention_norm(x + self.dropout(self.attention(x, mask)))
+    def forward(self, x: Tensor, mask: Mask | None, places: Tensor | None = None) -> Tensor:
+        """Map float [batch, length, hidden] to the same shape, or to [places, hidden] (see `BERT.hidden`)."""
+        mixed = self.attention(x, mask, places=places)
+        x = x if places is None else x.flatten(0, 1)[places]
+        x = self.attention_norm(x + self.dropout(mixed))
         return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
 
 
@@ -152,7 +154,13 @@ class BERT(nn.Module):
         """Return the logits of what stands at each place, float [batch, length, vocabulary]; arguments of `hidden`."""
         return self.logits(self.hidden(tokens, segments, mask))
 
-    def hidden(self, tokens: Tensor, segments: Tensor | None = None, mask: Mask | None = None) -> Tensor:
+    def hidden(
+        self,
+        tokens: Tensor,
+        segments: Tensor | None = None,
+        mask: Mask | None = None,
+        places: Tensor | None = None,
+    ) -> Tensor:
         """Return the last layer's states, float [batch, length, hidden].
 
         Args:
@@ -160,13 +168,15 @@ class BERT(nn.Module):
             segments: int64 [batch, length], 0 for the first text and 1 for the second; default: all 0.
             mask: what each token may see; default: every other. Positions restart at each document of the mask, so
                 that a row may hold many texts and be longer than the context, and do not count padding.
+            places: int64 [places], counted through all rows: return the states of these only, float [places, hidden],
+                which spares the others most of the last layer.
         Raises:
             InputError: a text is longer than the context.
         """
         x = self._embed(tokens, segments, mask)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x, mask)
-        return x
+        return self.blocks[-1](x, mask, places)
 
     def hidden_states(self, tokens: Tensor, segments: Tensor | None = None, mask: Mask | None = None) -> list[Tensor]:
         """Return the embeddings and the states of every layer, float [batch, length, hidden] each; see `hidden`."""

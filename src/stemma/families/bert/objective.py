@@ -214,9 +214,11 @@ class MaskedLanguageModel:
         totals = totals or self.counts(batch)
         divisor, pairs = max(totals["targets"], 1), max(totals.get("pairs", 0), 1)
         mask = Mask(document_ids=batch["document_ids"]) if "document_ids" in batch else None
-        hidden = model.hidden(batch["tokens"], batch["segments"], mask).flatten(0, 1)
+        read = torch.cat([batch["places"], batch["firsts"]])
+        states = model.hidden(batch["tokens"], batch["segments"], mask, read)
+        masked, firsts = states.tensor_split([len(batch["places"])])
         loss = linear_cross_entropy(
-            model.masked_head(hidden[batch["places"]]),
+            model.masked_head(masked),
             model.masked_weight,
             batch["targets"],
             bias=model.masked_head.bias,
@@ -225,7 +227,7 @@ class MaskedLanguageModel:
         sums: dict[str, Tensor | float] = {"nll": loss.detach() * divisor, "targets": len(batch["targets"])}
         if self.examples == "full_sentences" or not len(batch["is_random"]):
             return loss, sums
-        logits = model.next_sentence(model.pool(hidden[batch["firsts"]])).float()
+        logits = model.next_sentence(model.pool(firsts)).float()
         pair_loss = F.cross_entropy(logits, batch["is_random"], reduction="sum")
         sums["next_sentence_loss/pairs"] = pair_loss.detach()
         sums["next_sentence_accuracy/pairs"] = (logits.argmax(1) == batch["is_random"]).sum()
