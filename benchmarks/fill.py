@@ -9,7 +9,6 @@ the same probabilities, to 1e-4. One round of each arm in turn; medians.
 """
 
 import argparse
-import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+import transformers
 
 from common import interleave, machine, median, table
 from stemma import families
@@ -39,14 +39,13 @@ def with_blank(text: str, rng: np.random.Generator) -> str:
 
 def build(queries: list[str]) -> dict[str, dict[str, Callable[[], list]]]:
     """Return for each way of asking both arms: functions that answer all queries."""
-    from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
-
     torch.manual_seed(0)
     model, tokenizer = BERT(CONFIG).eval(), wordpiece()
     with TemporaryDirectory() as folder:
         families.save(model, tokenizer, Path(folder))
-        peer_model = AutoModelForMaskedLM.from_pretrained(folder)
-        peer = pipeline("fill-mask", model=peer_model, tokenizer=AutoTokenizer.from_pretrained(folder), top_k=TOP_K)
+        peer_model = transformers.AutoModelForMaskedLM.from_pretrained(folder)
+        peer_tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        peer = transformers.pipeline("fill-mask", model=peer_model, tokenizer=peer_tokenizer, top_k=TOP_K)
     return {
         "one at a time": {
             "stemma": lambda: [fill(model, tokenizer, query, top_k=TOP_K)[0] for query in queries],
@@ -82,7 +81,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.queries, options.rounds = 32, 3
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     prepare_processor()
     rng = np.random.default_rng(0)
     queries = [with_blank(text, rng) for text in draw_texts(options.queries, 0, options.data)]
