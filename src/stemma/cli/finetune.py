@@ -21,14 +21,16 @@ def finetune(
         str,
         typer.Option(
             help="Labelled examples: CSV, TSV, JSONL, Parquet, or .txt with a label first on each line; of tagging, "
-            "CoNLL's columns; of text also two files of lines, SOURCE,TARGET."
+            "CoNLL's columns; of text also two files of lines, SOURCE,TARGET; of answering SQuAD's JSON."
         ),
     ] = ...,  # type: ignore[assignment]
     dev: Annotated[
         str | None, typer.Option(help="Examples to choose the best weights by; default: 10 % of train.")
     ] = None,
     test: Annotated[str | None, typer.Option(help="Examples to report on, looked at once, at the end.")] = None,
-    task: Annotated[str, typer.Option(help="classification, regression, tagging, text or choice.")] = "classification",
+    task: Annotated[
+        str, typer.Option(help="classification, regression, tagging, text, choice or answering.")
+    ] = "classification",
     text: Annotated[str, typer.Option(help="Column with the text.")] = "text",
     pair: Annotated[str | None, typer.Option(help="Column with the second text of a pair.")] = None,
     label: Annotated[str, typer.Option(help="Column with the label.")] = "label",

@@ -43,6 +43,15 @@ class Tokenizer:
             raise _invalid_text(texts) from None
         return [encoding.ids for encoding in encodings]
 
+    def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Encode each text as `encode_batch` does; return with the ids where in the text each token begins and ends, in
+        code points. The blank before a word may be inside or outside of its token."""
+        try:
+            encodings = self._encoder.encode_batch(list(texts), add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError):
+            raise _invalid_text(texts) from None
+        return [(encoding.ids, encoding.offsets) for encoding in encodings]
+
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Text of the ids. Bytes that are not UTF-8 become U+FFFD; ids beyond the vocabulary are passed over."""
         return self.backend.decode([int(index) for index in ids], skip_special_tokens=skip_special)

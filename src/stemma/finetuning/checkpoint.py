@@ -36,7 +36,8 @@ class TaskDescription:
     Args:
         kind, formulation, pattern: see `recipe.TaskRecipe`. label_names: of the classes; empty: a regression.
         words: what is written for each label. pair: whether it reads two texts. longest: most tokens of an input.
-        longest_target, beams, length_penalty: of what is written.
+        longest_target, beams, length_penalty: of what is written. metric: by which it was judged.
+        stride, no_answer: of answers in a context: see `answering.Spans`.
     """
 
     kind: str
@@ -49,10 +50,15 @@ class TaskDescription:
     longest_target: int = 128
     beams: int = 1
     length_penalty: float = 1.0
+    metric: str | None = None
+    stride: int = 128
+    no_answer: bool = False
 
 
 def shape_of_head(task: TaskDescription) -> tuple[int, bool]:
     """Return how many numbers an output layer gives, and whether it reads whole texts (see `heads.WithHead`)."""
+    if task.kind == "answering":
+        return 2, False
     return max(len(task.label_names), 1), task.kind != "tagging"
 
 

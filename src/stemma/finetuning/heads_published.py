@@ -4,6 +4,7 @@
 |---|---|---|---|
 | classes, numbers | BertForSequenceClassification | ...ForSequenceClassification | ours |
 | tagging | BertForTokenClassification | GPT2ForTokenClassification | T5ForTokenClassification |
+| answering | BertForQuestionAnswering | GPT2ForQuestionAnswering | ours |
 | choice | BertForMultipleChoice | ...ForSequenceClassification, of each option | ours |
 
 A GPT that reads pairs in both orders adds what transformers' class gives for each.
@@ -16,7 +17,7 @@ from stemma.families.bert.model import BERT
 from stemma.families.gpt.model import GPT
 from stemma.families.t5.model import T5
 
-_CLASSES = {"tagging": "TokenClassification", "choice": "MultipleChoice"}
+_CLASSES = {"tagging": "TokenClassification", "choice": "MultipleChoice", "answering": "QuestionAnswering"}
 
 
 def published_config(backbone: Any, kind: str, label_names: Sequence[str], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,10 +30,11 @@ def published_config(backbone: Any, kind: str, label_names: Sequence[str], confi
     task = sequences if kind == "choice" and isinstance(backbone, GPT) else _CLASSES.get(kind, sequences)
     published: dict[str, Any] = {
         "architectures": [f"{first}For{task}"],
-        "id2label": {str(index): name for index, name in enumerate(names)},
-        "label2id": {name: index for index, name in enumerate(names)},
         "dtype": "float32",
     }
+    if kind != "answering":
+        published["id2label"] = {str(index): name for index, name in enumerate(names)}
+        published["label2id"] = {name: index for index, name in enumerate(names)}
     if kind in ("classification", "regression"):
         published["problem_type"] = "single_label_classification" if label_names else "regression"
     return published
@@ -45,7 +47,9 @@ def head_names(backbone: Any, kind: str) -> dict[str, str]:
         backbone: a model, or its class.
     """
     branch = backbone if isinstance(backbone, type) else type(backbone)
-    if kind == "tagging" or issubclass(branch, BERT):
+    if kind == "answering":
+        layers = {"output": "qa_outputs"}
+    elif kind == "tagging" or issubclass(branch, BERT):
         layers = {"output": "classifier"}
     elif issubclass(branch, GPT):
         return {"output.weight": "score.weight"}

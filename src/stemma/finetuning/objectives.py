@@ -9,6 +9,7 @@ from stemma.families.glm.model import GLM
 from stemma.families.gpt.model import GPT
 from stemma.families.t5.model import T5
 from stemma.families.unilm.model import SEGMENTS
+from stemma.finetuning.answering import Spans
 from stemma.finetuning.checkpoint import TaskDescription
 from stemma.finetuning.choosing import GLMChoosing, HeadChoosing, T5Choosing
 from stemma.finetuning.classification import HeadClassification
@@ -35,8 +36,12 @@ def formulation_of(model: Any, task: TaskRecipe) -> str:
         if isinstance(model, BERT) and not _is_unilm(model):
             raise InputError("a BERT does not write texts: expected a GPT, T5, GLM or UniLM for task.kind=text")
         own = "text"
+    if task.kind == "answering" and isinstance(model, GLM):
+        own = "text"
     wanted = own if task.formulation == "auto" else task.formulation
     known = ["text"] if task.kind == "text" else list(dict.fromkeys(["head", own]))
+    if task.kind == "answering" and (isinstance(model, GPT) or _is_unilm(model)):
+        known.append("text")
     if wanted not in known:
         raise InputError(
             f"task.formulation: a {type(model).__name__} has no '{wanted}' for {task.kind}, "
@@ -51,6 +56,10 @@ def objective_of(model: Any, tokenizer: Tokenizer, task: TaskDescription, *, lan
         return _of_head(model, tokenizer, task, language_model if isinstance(model, GPT) else 0.0)
     if task.kind == "text":
         return _writing(model, tokenizer, task, "{text}", ("text",))
+    if task.kind == "answering":
+        # A GLM's blank, and what a GPT writes, stand behind the question.
+        pattern = "question: {question} context: {context}" if isinstance(model, T5) else "{context} {question}"
+        return _writing(model, tokenizer, task, pattern, ("question", "context"))
     if task.kind == "choice":
         pattern = task.pattern or "{question}"
         check_pattern(pattern, ("question",))
@@ -70,6 +79,7 @@ def _writing(model: Any, tokenizer: Tokenizer, task: TaskDescription, pattern: s
         "longest_target": min(task.longest_target, context // 2),
         "beams": task.beams,
         "length_penalty": task.length_penalty,
+        "summaries": (task.metric or "").startswith("rouge"),
     }
     if isinstance(model, T5):
         return T5Writing(**shared, room=task.longest - 1, end=tokenizer.separator)
@@ -84,14 +94,16 @@ def _writing(model: Any, tokenizer: Tokenizer, task: TaskDescription, pattern: s
     return UniLMWriting(**shared)
 
 
-def _is_unilm(model: BERT) -> bool:
-    return model.config.segments > max(SEGMENTS["seq2seq"])
+def _is_unilm(model: Any) -> bool:
+    return isinstance(model, BERT) and model.config.segments > max(SEGMENTS["seq2seq"])
 
 
 def _of_head(model: Any, tokenizer: Tokenizer, task: TaskDescription, language_model: float) -> Any:
     reader, causal = reader_of(model, tokenizer, task.longest), isinstance(model, GPT)
     if task.kind == "choice":
         return HeadChoosing(reader, language_model)
+    if task.kind == "answering":
+        return Spans(reader, language_model, task.stride, causal, task.no_answer)
     if task.kind == "tagging":
         return Tagging(reader, language_model, "last" if causal else "first")
     similarity = task.kind == "regression" and task.pair and causal

@@ -28,6 +28,7 @@ def predict(
     | regression | a text, or two of a pair | a number |
     | tagging | the words of a sentence | a tag for each |
     | text | a source | the text written for it |
+    | answering | a question and its context | the answer, "" for none |
     | choice | a question and a list of options, or the list alone | which one, counted from 0 |
 
     Args:
@@ -66,6 +67,12 @@ def _as_data(inputs: Sequence[Any], task: TaskDescription) -> LabelledData:
         options = [_strings(one[1], number, "a list of options") for number, one in enumerate(asked, 1)]
         texts = [(one[0], *rest) for one, rest in zip(asked, options, strict=True)]
         return Examples(texts, [0] * len(texts), ())
+    if task.kind == "answering":
+        pairs = [_strings(one, number, "a question and its context") for number, one in enumerate(inputs, 1)]
+        for number, one in enumerate(pairs, 1):
+            if len(one) != 2:
+                raise InputError(f"input {number}: {len(one)} texts; expected a question and its context")
+        return Examples(pairs, [[] for _ in pairs], ())
     if task.kind == "text":
         sources = [_strings([one], number, "a text") for number, one in enumerate(inputs, 1)]
         return Examples(sources, [""] * len(sources), ())

@@ -63,8 +63,8 @@ SMALL_MODEL, SMALL_MODEL_RATE = 30_000_000, 3e-4
 # Few examples are seen more often (Zhang et al. 2021, "Revisiting Few-sample BERT Fine-tuning").
 FEW_EXAMPLES, FEW_EXAMPLES_EPOCHS = 1000, 10
 
-Kind = Literal["classification", "regression", "tagging", "text", "choice"]
-WRITTEN = ("text",)  # kinds whose answers may be written, which takes long to measure
+Kind = Literal["classification", "regression", "tagging", "text", "choice", "answering"]
+WRITTEN = ("text", "answering")  # kinds whose answers may be written, which takes long to measure
 Formulation = Literal["auto", "head", "cloze", "text"]
 
 
@@ -76,10 +76,10 @@ class TaskRecipe(Section):
         formulation: "head": an output layer on the model; "cloze": GLM's blank with a word for each label; "text": the
             model writes the label, or the text. "auto": the family's own.
         pattern: of "cloze" and "text": the input, with {text}, {pair} and, of "cloze" labels, [MASK]; of choices what
-            stands before an option, with {question}.
+            stands before an option, with {question}; of answers that are written {question} and {context}.
         label_words: of "cloze" and "text": what is written for each label; default: the label itself.
         metric: by which the best weights are chosen; default: accuracy, of a regression Pearson's correlation, of
-            entities' tags F1, of texts BLEU (or: chrf, rouge1, rouge2, rougeL, exact_match).
+            entities' tags F1, of answers F1, of texts BLEU (or: chrf, rouge1, rouge2, rougeL, exact_match).
         language_model: of a GPT with an output layer: weight of the language model's own loss.
         dropout: before the output layer.
         beams, length_penalty: of what is written: more than one beam searches the likeliest text.
@@ -101,13 +101,15 @@ class DataRecipe(Section):
 
     Args:
         train: a table; of tagging, a file in CoNLL's columns; of texts, also two files of lines with a comma between,
-            "train.de,train.en".
+            "train.de,train.en"; of answering, SQuAD's JSON.
         dev: another, or the share of `train` that is held out to choose the best weights.
         test: another that is looked at once, at the end; None: none.
         text, pair, label: columns; of CoNLL's numbers from 1, default the first and the last.
         source, target: columns, of texts.
-        question, choices: columns, of choices (see `choice_data.read_choices`). header, quotes: of CSV and TSV.
+        question, choices: columns, of choices (see `choice_data.read_choices`).
+        header, quotes: of CSV and TSV.
         longest: most tokens of an input. longest_target: most tokens of a text that is learned or written.
+        stride: of answering, by how many tokens the windows of a long context are apart.
         measured: most examples of dev, spread evenly over it; default: all, where answers may be written 500.
     """
 
@@ -123,6 +125,7 @@ class DataRecipe(Section):
     target: str = "target"
     question: str | None = None
     choices: str = "choices"
+    stride: int = Field(default=128, gt=0)
     longest: int = Field(default=256, gt=4)
     longest_target: int = Field(default=128, gt=0)
     measured: int | None = Field(default=None, gt=0)

@@ -57,7 +57,7 @@ def read_splits(recipe: FineTuningRecipe) -> Splits:
     if isinstance(data.dev, str):
         dev = read_examples(data.dev, kind, data, train)
     else:
-        train, dev = hold_out(train, data.dev)
+        train, dev = hold_out(train, data.dev, kind)
     most = data.measured or (MEASURED if kind in WRITTEN else len(dev))
     if most < len(dev):
         dev = selected(dev, [number * len(dev) // most for number in range(most)])
@@ -155,6 +155,9 @@ def build(recipe: FineTuningRecipe, train: LabelledData) -> tuple[Any, Tokenizer
         recipe.data.longest_target,
         task.beams,
         task.length_penalty,
+        task.metric,
+        recipe.data.stride,
+        no_answer=task.kind == "answering" and not all(train.labels),
     )
     objective = objective_of(model, tokenizer, description, language_model=task.language_model)
     if formulation == "head":

@@ -1,5 +1,6 @@
 """The examples of a task as its files have them: what is read, and what is expected of it."""
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from stemma.data.conll import ENTITY_TAG, read_conll
 from stemma.data.labelled import LabelledData, read_labelled, split_by_hash
 from stemma.data.parallel_texts import read_parallel
 from stemma.data.readers import check_unicode, missing_field
+from stemma.data.squad import read_squad
 from stemma.data.tables import read_rows
 from stemma.errors import InputError, closest
 from stemma.finetuning.choice_data import read_choices
@@ -25,6 +27,7 @@ class Examples(LabelledData):
     | tagging | the words | a tag for each, as an index | the tags |
     | text | the source | the target | |
     | choice | the question ("": none) and the options | which is right, from 0 | |
+    | answering | the question and the context | (text, first character) of each accepted answer | |
     """
 
     labels: list[Any]
@@ -48,6 +51,8 @@ def read_examples(path: str, kind: Kind, data: DataRecipe, train: LabelledData |
         return _tagged(path, data, train)
     if kind == "text":
         return _pairs(path, data)
+    if kind == "answering":
+        return _asked(path)
     if kind == "choice":
         columns = {"question": data.question, "choices": data.choices, "label": data.label}
         return Examples(*read_choices(Path(path), **columns, header=data.header, quotes=data.quotes), ())  # type: ignore[arg-type]
@@ -64,13 +69,14 @@ def read_examples(path: str, kind: Kind, data: DataRecipe, train: LabelledData |
     )
 
 
-def hold_out(data: LabelledData, share: float) -> tuple[LabelledData, LabelledData]:
-    """Return (rest, held out), divided by a hash of the texts (see `split_by_hash`).
+def hold_out(data: LabelledData, share: float, kind: Kind) -> tuple[LabelledData, LabelledData]:
+    """Return (rest, held out), divided by a hash of the texts (see `split_by_hash`), of answering of the contexts.
 
     Raises:
         InputError: see there.
     """
-    numbered = LabelledData(data.texts, list(range(len(data))), ())
+    texts = [text[1:] for text in data.texts] if kind == "answering" else data.texts
+    numbered = LabelledData(texts, list(range(len(data))), ())
     rest, held_out = split_by_hash(numbered, share, seed=0)
     return selected(data, rest.labels), selected(data, held_out.labels)
 
@@ -108,6 +114,17 @@ def _pairs(path: str, data: DataRecipe) -> Examples:
     if not pairs:
         raise InputError(f"{path}: no rows; expected at least one source and its target")
     return Examples([(source,) for source, _ in pairs], [target for _, target in pairs], ())
+
+
+def _asked(path: str) -> Examples:
+    squad = read_squad(Path(path))
+    if squad.misfits:
+        warnings.warn(
+            f"{path}: {squad.misfits:,} answers do not stand where it says they do", UserWarning, stacklevel=3
+        )
+    accepted = [() if one.is_impossible else one.answers for one in squad.questions]
+    answers = [[(answer.text, answer.start) for answer in one] for one in accepted]
+    return Examples([(one.question, one.context) for one in squad.questions], answers, ())
 
 
 def text_of(row: Mapping[str, Any], column: str, origin: str) -> str:

@@ -23,6 +23,7 @@ class Writing:
         room: most tokens of a source without its frame, None for any number. longest_target: most tokens that are
             learned or written. beams, length_penalty: see `inference.beam`.
         blank: what stands before a target: a blank where its first word has one.
+        summaries: measured by ROUGE-1 and 2 beside ROUGE-L, not by BLEU and chrF.
     """
 
     tokenizer: Tokenizer
@@ -33,6 +34,7 @@ class Writing:
     beams: int = 1
     length_penalty: float = 1.0
     blank: str = ""
+    summaries: bool = False
 
     def encode(self, data: LabelledData, tokenizer: Tokenizer) -> list[dict[str, Any]]:
         """Return what the family's `frame` makes of each source and target; `tokens` is what decides its length."""
@@ -74,17 +76,19 @@ class Writing:
         return texts
 
     def metrics(self, predicted: Sequence[str], data: LabelledData) -> Mapping[str, float]:
-        """Return, of texts, BLEU and chrF from 0 to 100, ROUGE and exact match from 0 to 1; of answers, see
-        `answers.score_answers`."""
+        """Return, of texts, BLEU and chrF (0 to 100), ROUGE (0 to 1) and the share of exact matches; of answers F1 and
+        exact match."""
         labels: Any = data.labels
         if not isinstance(labels[0], str):
             return answer_metrics(predicted, labels)
         from stemma.evaluation.texts import score_summaries, score_translations
 
+        rouge = score_summaries(predicted, labels)
+        kinds = ("rouge1", "rouge2", "rougeL") if self.summaries else ("rougeL",)
         equal = sum(ours == theirs.strip() for ours, theirs in zip(predicted, labels, strict=True))
         return {
-            **score_translations(predicted, labels).values,
-            **score_summaries(predicted, labels),
+            **({} if self.summaries else score_translations(predicted, labels).values),
+            **{kind: rouge[kind] for kind in kinds},
             "exact_match": equal / len(predicted),
         }
 
