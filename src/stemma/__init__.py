@@ -11,9 +11,10 @@ _EXPORTS = {
     "load": "stemma.families",
     "load_tokenizer": "stemma.data.tokenizers",
     "generate": "stemma.inference.generate",
+    "predict": "stemma.finetuning.predicting",
 }
 
-__all__ = ["__version__", "generate", "load", "load_tokenizer"]
+__all__ = ["__version__", "generate", "load", "load_tokenizer", "predict"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,7 @@
 """Tagging: each word one tag, transformers' logits, and a model that learns it in every family."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,18 @@ def test_loss_is_the_mean_over_words_of_the_piece_that_is_read(family: str) -> N
     loss, sums = objective.loss(model, objective.collate(encoded))
     assert sums["targets"] == 8
     torch.testing.assert_close(loss, torch.stack(losses).mean())
+
+
+def test_a_gpt_goes_on_learning_its_language() -> None:
+    model, tokenizer, objective = set_up("gpt")
+    batch = objective.collate(objective.encode(examples_of(SENTENCES[:3]), tokenizer))
+    words = []
+    for tokens, length in zip(batch["tokens"], batch["lengths"].tolist(), strict=True):
+        row = tokens[:length].unsqueeze(0)
+        words += F.cross_entropy(model.backbone(row)[0, :-1], row[0, 1:], reduction="none")
+    both, sums = replace(objective, language_model=0.5).loss(model, batch)
+    torch.testing.assert_close(both, objective.loss(model, batch)[0] + 0.5 * torch.stack(words).mean())
+    assert sums["words"] == len(words)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

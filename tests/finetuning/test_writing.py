@@ -159,14 +159,16 @@ def test_a_long_source_is_cut_and_its_pattern_is_not() -> None:
         "question: {question} context: {context}", [{"question": "who", "context": "Anna"}], tokenizer, 99
     )
     assert tokenizer.decode(whole) == "question: who context: Anna"
-    (cut,) = fill_pattern("question: {text} end", [{"text": "the dog " * 50}], tokenizer, 30)
+    with pytest.warns(UserWarning, match="1 of 1 inputs are cut to 30 tokens"):
+        (cut,) = fill_pattern("question: {text} end", [{"text": "the dog " * 50}], tokenizer, 30)
     assert (
         len(cut) == 30
         and tokenizer.decode(cut).startswith("question: the dog")
         and tokenizer.decode(cut).endswith(" end")
     )
     model, tokenizer, objective = set_up("gpt")
-    (example,) = objective.encode(data_of({"dog " * 100: "cat " * 100}), tokenizer)
+    with pytest.warns(UserWarning, match=r"1 of 1 targets are cut to 24 tokens \(data.longest_target\)"):
+        (example,) = objective.encode(data_of({"dog " * 100: "cat " * 100}), tokenizer)
     assert len(example["tokens"]) <= model.config.context
 
 

@@ -2,6 +2,7 @@
 to the pattern when they are too long together."""
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 
 from stemma.data.tokenizers import Tokenizer
@@ -24,7 +25,8 @@ def fill_pattern(
     """Return the token ids of the pattern filled with each row's texts.
 
     Args:
-        room: most tokens; the longest text of a row is cut at its end until it fits. None: any number.
+        room: most tokens; the longest text of a row is cut at its end until it fits, with a UserWarning of how many
+            were. None: any number.
     """
     parts = [part for part in _FIELD.split(pattern) if part]
     fields = [part.strip(" {}") if _FIELD.fullmatch(part) else None for part in parts]
@@ -35,12 +37,16 @@ def fill_pattern(
         for part, field in zip(parts, fields, strict=True)
     ]
     following = iter(tokenizer.encode_batch(texts))
-    filled = []
+    filled, cut = [], 0
     for _ in rows:
         pieces = [next(following) for _ in parts]
         if room is not None:
             free = [piece for piece, field in zip(pieces, fields, strict=True) if field is not None]
-            for _ in range(sum(map(len, pieces)) - room):
+            excess = sum(map(len, pieces)) - room
+            cut += excess > 0
+            for _ in range(excess):
                 max(free, key=len)[-1:] = []
         filled.append([token for piece in pieces for token in piece][:room])
+    if cut:
+        warnings.warn(f"{cut:,} of {len(rows):,} inputs are cut to {room} tokens (data.longest)", stacklevel=2)
     return filled

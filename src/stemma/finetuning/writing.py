@@ -1,5 +1,6 @@
 """Tasks whose answer is written: translations, summaries, and answers to questions; what all families share."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,10 @@ class Writing:
         wanted = [label if isinstance(label, str) else first_answer(label) for label in labels]
         # An empty target has no first word.
         targets = tokenizer.encode_batch([self.blank + text if text else "" for text in wanted])
+        cut = sum(len(target) > self.longest_target for target in targets)
+        if cut:
+            most = f"{self.longest_target} tokens (data.longest_target)"
+            warnings.warn(f"{cut:,} of {len(targets):,} targets are cut to {most}", stacklevel=2)
         pairs = zip(sources, targets, strict=True)
         return [self.frame(source, target[: self.longest_target]) for source, target in pairs]
 
