@@ -123,4 +123,6 @@ def report(
         numbers += [results[part][name] for name in ("majority", "loss") if name in results[part]]
         table.add_row(part, f"{results[part]['examples']:,}", *(f"{number:.4f}" for number in numbers))
     console.print(table)
+    for name, signature in results.get("signatures", {}).items():
+        console.print(f"{name}: {signature}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"best weights: {directory / 'best'}", highlight=False, soft_wrap=True)

@@ -13,6 +13,7 @@ from stemma import families
 from stemma.data.content_hashes import digest
 from stemma.data.labelled import LabelledData, leakage
 from stemma.data.tokenizers import Tokenizer, load_tokenizer
+from stemma.evaluation.texts import score_translations
 from stemma.families.directory import read_config, resolve
 from stemma.files import write_whole
 from stemma.finetuning.checkpoint import TaskDescription, load_finetuned, save_finetuned, shape_of_head
@@ -243,6 +244,9 @@ def _results(out: Path, recipe: FineTuningRecipe, splits: Splits, outcome: Outco
             continue
         reached = measure_directory(out / BEST, part)
         results[name] = {**asdict(reached), "metrics": dict(reached.metrics)}
+        if "bleu" in reached.metrics:
+            # How BLEU was counted, without which it says little; the same for any texts.
+            results["signatures"] = score_translations(["text"], ["text"]).signatures
         if part.label_names:
             counts = part.label_counts.values()
             results[name]["majority"] = max(counts) / sum(counts)
