@@ -9,7 +9,9 @@ import torch
 import transformers
 from tiny_models import FAMILIES, directory_of, model_of, recipe_of, tokenizer_of
 
+from stemma import families
 from stemma.data.labelled import LabelledData
+from stemma.data.tokenizers import Tokenizer
 from stemma.errors import InputError
 from stemma.finetuning.checkpoint import load_finetuned
 from stemma.finetuning.heads import WithHead
@@ -76,6 +78,27 @@ def test_wrong_inputs_are_one_line() -> None:
         predict(loaded, [("a", "b"), "a"])
     with pytest.raises(InputError, match="input 1: '3'; expected a pair of texts"):
         predict(loaded, [3])
+
+
+def test_a_tokenizer_without_special_tokens_will_do(tmp_path: Path) -> None:
+    """OpenAI's GPT-1 has none."""
+    plain = Tokenizer(tokenizer_of("gpt").backend.from_str(tokenizer_of("gpt").backend.to_str()), {})
+    table = tmp_path / "train.jsonl"
+    table.write_text("\n".join(json.dumps({"text": a, "source": a, "target": b, "label": b}) for a, b in PAIRS))
+    families.save(model_of("gpt"), plain, tmp_path / "gpt")
+    data = {"train": str(table), "dev": str(table), "longest_target": 8}
+    for kind in ("classification", "text"):
+        recipe = recipe_of(tmp_path / "gpt", {"kind": kind}, data, steps=2)
+        finetune(recipe, tmp_path / kind)
+        assert len(predict(tmp_path / kind / "best", ["red"])) == 1
+    best = tmp_path / "classification" / "best"
+    model, tokenizer, task = load_finetuned(best)
+    twin = transformers.AutoModelForSequenceClassification.from_pretrained(best).eval()
+    examples = objective_of(model.backbone, tokenizer, task).encode(LabelledData([("a dog",)], [0], ()), tokenizer)
+    tokens = torch.tensor(examples[0]["tokens"]).unsqueeze(0)
+    padded = torch.nn.functional.pad(tokens, (0, 3), value=twin.config.pad_token_id)
+    with torch.no_grad():
+        torch.testing.assert_close(twin(padded).logits, twin(tokens).logits, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -25,6 +25,7 @@ from stemma.families.directory import (
 )
 from stemma.finetuning.heads import WithHead
 from stemma.finetuning.heads_published import backbone_prefix, head_names, published_config
+from stemma.finetuning.reading import START
 
 TASK = "task.json"
 
@@ -99,13 +100,22 @@ def load_finetuned(path_or_hub_id: str | Path, *, device: Any = None) -> tuple[A
 def _save_with_head(model: WithHead, tokenizer: Tokenizer, task: TaskDescription, directory: Path) -> None:
     backbone = model.backbone
     config, tensors = families.family_of(backbone).to_published(backbone)
-    # Where a model reads the last token, the padding is how transformers finds it.
-    padding = tokenizer.separator if tokenizer.pad is None else tokenizer.pad
-    config |= {**published_config(backbone, task.kind, task.label_names, config), "pad_token_id": padding}
+    published = published_config(backbone, task.kind, task.label_names, config)
+    config |= {**published, "pad_token_id": _padding(tokenizer)}
     with replace_checkpoint(directory) as staging:
         write_json(staging / "config.json", config)
         write_weights(_with_head_tensors(model, task.kind, tensors), staging)
         tokenizer.save(staging)
+
+
+def _padding(tokenizer: Tokenizer) -> int:
+    """Return the id by which transformers finds the last token of a text that is no padding."""
+    if tokenizer.pad is not None:
+        return tokenizer.pad
+    try:
+        return tokenizer.separator
+    except InputError:
+        return tokenizer.id(START)  # GPT-1's has no special tokens but those of fine-tuning; this one is never last
 
 
 def _with_head_tensors(
