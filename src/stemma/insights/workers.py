@@ -2,11 +2,13 @@
 
 import multiprocessing
 import os
+import pickle
 import queue
 import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -65,23 +67,29 @@ def run_jobs(
         work: a function of a module, picklable as are the jobs and results. on_event: takes what jobs report, here.
         tick: called a few times a second.
     Raises:
-        Interrupted: SIGINT or SIGTERM came; the jobs in hand were told, and have saved what they had.
+        Interrupted: SIGINT or SIGTERM came; the jobs in hand were told, and have saved what they had. A second signal
+            ends them at once.
         RuntimeError: a worker died. What a job raised: the first failure. The others are stopped in both cases.
     """
     context = multiprocessing.get_context("spawn")
     todo, news = context.Queue(), context.Queue()
     for numbered in enumerate(jobs):
         todo.put(numbered)
-    processes = [context.Process(target=_serve, args=(work, todo, news, os.getpid())) for _ in range(workers)]
+    processes = [
+        context.Process(target=_serve, args=(work, todo, news, os.getpid())) for _ in range(min(workers, len(jobs)))
+    ]
     for _ in processes:
         todo.put(None)
     results: dict[int, Any] = {}
     with _interruptible():
         try:
-            for process in processes:
-                process.start()
+            with _held_back():
+                for process in processes:
+                    process.start()
             while len(results) < len(jobs):
+                working, heard = any(process.is_alive() for process in processes), False
                 for kind, content in _waiting(news):
+                    heard = True
                     if kind == "event":
                         on_event(content)
                     elif kind == "failure":
@@ -92,8 +100,10 @@ def run_jobs(
                 dead = next((process for process in processes if process.exitcode), None)
                 if dead is not None and len(results) < len(jobs):
                     raise RuntimeError(f"a worker died with exit code {dead.exitcode}")
+                if not working and not heard:
+                    raise RuntimeError(f"the workers ended with {len(results)} of {len(jobs)} jobs done")
         except BaseException:
-            _stop(processes)
+            _stop(processes, news)
             raise
     for process in processes:
         process.join()
@@ -112,18 +122,38 @@ def _waiting(news: Any) -> Iterator[tuple[str, Any]]:
 
 def _serve(work: Callable[[Any, Report], Any], todo: Any, news: Any, parent: int) -> None:
     """Do jobs until there are no more: on one thread, with signals from the parent only, and no life after it."""
+
+    def end(number: int, frame: Any) -> None:
+        news.cancel_join_thread()  # nobody waits for what is not said yet
+        sys.exit(0)
+
     os.setpgrp()
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.signal(signal.SIGTERM, end)
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     while (numbered := todo.get()) is not None:
         number, job = numbered
         try:
-            news.put(("result", (number, work(job, lambda event: news.put(("event", event))))))
+            result = work(job, lambda event: news.put(("event", event)))
+            pickle.dumps(result)  # the queue would drop one that cannot be pickled
+            news.put(("result", (number, result)))
         except Exception as error:
-            news.put(("failure", error))
+            news.put(("failure", _portable(error)))
             return
+
+
+def _portable(error: Exception) -> Exception:
+    """Return an exception that reaches another process, with a note that says where it happened."""
+    note = "".join(traceback.format_exception(error))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    error.add_note(note)
+    return error
 
 
 def _die_with(parent: int) -> None:
@@ -132,16 +162,31 @@ def _die_with(parent: int) -> None:
     os._exit(1)
 
 
-def _stop(processes: Sequence[Any], patience: float = 60.0) -> None:
-    """Ask the workers to save and end; end those that do not."""
+def _stop(processes: Sequence[Any], news: Any, patience: float = 60.0) -> None:
+    """Ask the workers to save and end; end those that do not, and all if a signal comes meanwhile."""
     running = [process for process in processes if process.pid is not None]
-    for process in running:
-        process.terminate()
-    end = time.monotonic() + patience
-    for process in running:
-        process.join(max(end - time.monotonic(), 0))
-        process.kill()
-        process.join()
+    try:
+        for process in running:
+            process.terminate()
+        end = time.monotonic() + patience
+        while any(process.is_alive() for process in running) and time.monotonic() < end:
+            for _ in _waiting(news):  # what nobody reads would hold them up
+                pass
+    finally:
+        for process in running:
+            process.kill()
+            process.join()
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Keep SIGINT, which a terminal sends to all, from processes that start in the block, until they are ready for it;
+    this one gets it afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
