@@ -18,7 +18,9 @@ from stemma.insights.workers import Event
 from stemma.training.progress import duration
 
 _BARS = "▁▂▃▄▅▆▇█"
-_WIDTH = 24  # of a curve, in characters
+_WIDTH = 24  # of a curve, in characters, where there is room
+_OTHERS = 59  # characters of a row beside the framework's name and the curve
+_SHORT = {"fine-tuning from random weights": "from random"}  # so that a row fits into 80 characters
 _INTERVAL = 5.0  # seconds between plain lines of a job
 
 
@@ -44,11 +46,17 @@ def live(plan: Plan, console: Console) -> Iterator[Observer]:
     said: list[str] = []
 
     def screen() -> RenderableType:
-        return Group(*map(Text, said[-3:]), _table(plan, rows), Text(f"{duration(time.monotonic() - started)}"))
+        table = _table(plan, rows, console.width)
+        return Group(*map(Text, said[-3:]), table, Text(duration(time.monotonic() - started)))
 
     with Live(screen(), console=console, refresh_per_second=4, transient=True) as display:
+
+        def say(line: str) -> None:
+            said.append(line)
+            display.update(screen())  # before the jobs begin nothing ticks
+
         yield Observer(
-            say=said.append,
+            say=say,
             event=lambda event: rows[event[0]].take(event),
             measured=lambda job, measures: _take_measures(rows[job], measures),
             tick=lambda: display.update(screen()),
@@ -66,7 +74,7 @@ def plain(plan: Plan, console: Console) -> Iterator[Observer]:
     def event(event: Event) -> None:
         job, stage, done, steps, values = event
         now = time.monotonic()
-        if now - printed.get(job, 0.0) >= _INTERVAL and steps:
+        if now - printed.get(job, -_INTERVAL) >= _INTERVAL and steps and stage != "done":
             printed[job] = now
             loss = f"  loss {values['loss']:.3f}" if "loss" in values else ""
             say(f"{job:<12} {stage} {done:,}/{steps:,}{loss}")
@@ -91,12 +99,20 @@ def _take_measures(row: _Row, measures: Mapping[str, Any]) -> None:
     row.measures, row.stage = measures, "done"
 
 
-def _table(plan: Plan, rows: Mapping[str, _Row]) -> Table:
-    table = Table(title="compare", title_justify="left")
+def _table(plan: Plan, rows: Mapping[str, _Row], width: int) -> Table:
+    names = {arm: ARMS[arm].label for arm in plan.arms}
+    if max(map(len, names.values())) + _OTHERS + _WIDTH // 2 > width:
+        names = {arm: arm for arm in plan.arms}
+    longest = max(map(len, [*names.values(), "framework"]))
+    curve = max(min(width - longest - _OTHERS, _WIDTH), 5)
+    caption = (
+        "class: accuracy after fine-tuning; choice: one of four pieces; nats: per token of a blank; bits: per byte"
+    )
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, caption=caption, caption_justify="left")
     for name in ("framework", "seed", "", "loss", "curve"):
         table.add_column(name, no_wrap=True)
-    for name in ("classification", "choice", "nats a token of a blank", "bits per byte"):
-        table.add_column(name, justify="right")
+    for name in ("class", "choice", "nats", "bits"):
+        table.add_column(name, justify="right", no_wrap=True, min_width=6)
     for seed in plan.seeds:
         for arm in plan.arms:
             row = rows[f"{arm}-{seed}"]
@@ -104,8 +120,9 @@ def _table(plan: Plan, rows: Mapping[str, _Row]) -> Table:
                 continue
             share = f" {100 * row.done // row.steps} %" if row.steps and row.stage != "done" else ""
             loss = f"{row.losses[-1]:.3f}" if row.losses else ""
+            stage = _SHORT.get(row.stage, row.stage) + share
             numbers = _numbers(row.measures or {})
-            table.add_row(ARMS[arm].label, str(seed), row.stage + share, loss, sparkline(row.losses), *numbers)
+            table.add_row(names[arm], str(seed), stage, loss, sparkline(row.losses, curve), *numbers)
     return table
 
 
