@@ -224,8 +224,7 @@ def expanded(recipe: Recipe, where: Where = ".".join) -> Recipe:
 
 def write_recipe(recipe: RunRecipe, path: Path) -> None:
     """Write the whole recipe, defaults included, so that it can be run again as it is."""
-    content = recipe.model_dump(mode="json")
-    content.update({name: content.pop(name) for name in RunRecipe.model_fields})  # what is trained on what comes first
+    content = _content(recipe)
     with write_whole(path) as temporary:
         temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
@@ -242,11 +241,17 @@ def differences(recipe: RunRecipe, other: RunRecipe, sections: Iterable[str] = D
 
 
 def _comparable(recipe: RunRecipe, sections: Iterable[str]) -> dict[str, Any]:
-    content = recipe.model_dump(mode="json", include=set(sections))
+    content = _content(recipe, sections)
     schedule = recipe.training.schedule
     if "training" in content and (schedule.until is not None or schedule.name not in schedules.DEPEND_ON_TOTAL):
         del content["training"]["steps"], content["training"]["epochs"]
     return content
+
+
+def _content(recipe: RunRecipe, sections: Iterable[str] | None = None) -> dict[str, Any]:
+    """Return the recipe's sections, what is trained on what before how."""
+    content = recipe.model_dump(mode="json", include=None if sections is None else set(sections))
+    return content | {name: content.pop(name) for name in RunRecipe.model_fields if name in content}
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
