@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from stemma import families
+from stemma.data.content_hashes import digest
 from stemma.data.labelled import LabelledData, read_labelled, split_by_hash
 from stemma.data.shards import prepare
 from stemma.data.tokenizers import Tokenizer, load_tokenizer
@@ -229,12 +230,22 @@ def _shared_labels(plan: Plan, out: Path) -> None:
     if plan.labels == "python":
         data = python_labels(each=96)
     else:
-        data = read_labelled(Path(plan.labels), text=plan.label_text, label=plan.label_column)
+        table = read_labelled(Path(plan.labels), text=plan.label_text, label=plan.label_column)
+        # Tables are often sorted by label.
+        data = _selected(table, sorted(range(len(table)), key=lambda index: digest([*table.texts[index]])))
     rest, test = split_by_hash(data, _TEST, seed=1)
     train, dev = split_by_hash(rest, _DEV / (1 - _TEST), seed=2)
-    train = LabelledData(train.texts[: plan.examples], train.labels[: plan.examples], train.label_names)
+    # The first ones, and among them one of each label; a label that is not in the rest cannot be learned.
+    firsts = {label: index for index, label in reversed(list(enumerate(train.labels)))}
+    others = [index for index in range(len(train)) if index not in firsts.values()]
+    train = _selected(train, sorted([*firsts.values(), *others[: max(plan.examples - len(firsts), 0)]]))
     for name, part in (("train", train), ("dev", dev), ("test", test)):
-        _write_labels(part, out / f"labels-{name}.jsonl")
+        known = [index for index, label in enumerate(part.labels) if label in firsts]
+        _write_labels(_selected(part, known), out / f"labels-{name}.jsonl")
+
+
+def _selected(data: LabelledData, indices: Sequence[int]) -> LabelledData:
+    return LabelledData([data.texts[i] for i in indices], [data.labels[i] for i in indices], data.label_names)
 
 
 def _write_labels(data: LabelledData, path: Path) -> None:
