@@ -166,10 +166,27 @@ def test_another_comparison_in_the_same_directory(plan: Plan, tmp_path: Path) ->
         compare(plan, tmp_path)
 
 
-def test_a_text_without_long_documents_is_one_line(plan: Plan, corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no-such-file.txt"):
-        compare(replace(plan, text=str(corpus / "no-such-file.txt")), tmp_path / "out")
-    assert not list((tmp_path / "out").glob("*-1"))
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"text": "no-such-file.txt"}, "no-such-file.txt"),
+        ({"label_text": "text"}, "labels.csv, line 2: no field 'text'; the fields are: review, verdict"),
+        ({"passage_tokens": 4000}, "no held-out document has 4000 tokens"),
+        ({"blank_tokens": 4000}, "no held-out document has 4000 tokens"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_trained(
+    plan: Plan, tmp_path: Path, change: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "run_jobs", None)
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match=message):
+        compare(replace(plan, **change), out)
+    assert not list(out.iterdir())  # put right, the same command goes on here
+    plan.write(out / "plan.json")
+    with pytest.raises(InputError, match="holds another comparison"):
+        compare(replace(plan, **change), out)
+    assert [path.name for path in out.iterdir()] == ["plan.json"]
 
 
 INTERRUPTED = """

@@ -9,6 +9,7 @@
 """
 
 import json
+import shutil
 import string
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,7 @@ from stemma.finetuning.recipe import build_recipe
 from stemma.finetuning.run import finetune
 from stemma.insights.arms import ARMS, common_tokenizer, configurations, count_parameters, recipe_of
 from stemma.insights.measures import measure_model
+from stemma.insights.passages import draw_passages
 from stemma.insights.plan import Plan
 from stemma.insights.python_labels import python_labels
 from stemma.insights.workers import Interrupted, Report, Reporter, run_jobs
@@ -72,9 +74,16 @@ def compare(plan: Plan, out: Path, *, workers: int = 2, observer: Observer | Non
     """
     observer = observer or Observer()
     cache = cache_directory()
-    _claim(plan, out)
-    tokenizer = _shared_tokenizer(plan, out, cache, observer)
-    _shared_labels(plan, out)
+    new = _claim(plan, out)
+    try:
+        tokenizer = _shared_tokenizer(plan, out, cache, observer)
+        _shared_labels(plan, out)
+    except InputError:
+        if new:  # so that the same directory can be given with what is wrong put right
+            shutil.rmtree(out / "tokenizer", ignore_errors=True)
+            for path in (out / PLAN, *out.glob("labels-*.jsonl")):
+                path.unlink(missing_ok=True)
+        raise
     jobs = [Job(arm, seed, str(out), str(cache), plan) for seed in plan.seeds for arm in plan.arms]
     todo = [job for job in jobs if _measures(out, job.name) is None]
     for job in jobs:
@@ -188,18 +197,20 @@ def _one_token_words(tokenizer: Tokenizer, labels: Sequence[str]) -> dict[str, s
     return words
 
 
-def _claim(plan: Plan, out: Path) -> None:
+def _claim(plan: Plan, out: Path) -> bool:
+    """Return whether the comparison is a new one."""
     path = out / PLAN
     if path.is_file():
         there = asdict(Plan.read(path))
         changed = [f"{name}: {value}, {there[name]}" for name, value in asdict(plan).items() if there[name] != value]
         if changed:
             raise InputError(f"{out}: holds another comparison (here, there): {'; '.join(changed)}. Give another --out")
-        return
+        return False
     if out.is_dir() and any(out.iterdir()):
         raise InputError(f"{out}: holds something else; expected a new or empty directory")
     out.mkdir(parents=True, exist_ok=True)
     plan.write(path)
+    return True
 
 
 def _shared_tokenizer(plan: Plan, out: Path, cache: Path, observer: Observer) -> Tokenizer:
@@ -219,6 +230,8 @@ def _shared_tokenizer(plan: Plan, out: Path, cache: Path, observer: Observer) ->
         tokenizer.save(folder)
     tokenizer = load_tokenizer(folder)
     corpus = prepare(plan.source, tokenizer, cache, None)
+    for tokens in (plan.passage_tokens, plan.blank_tokens):
+        draw_passages(corpus.held_out, 1, tokens)  # what cannot be measured fails before anything is trained
     observer.say(f"text       {plan.text}: {corpus.summary}")
     return tokenizer
 
