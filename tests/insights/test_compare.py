@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from stemma.errors import InputError
 from stemma.insights import compare as module
@@ -61,7 +60,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture(scope="module")
-def whole(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[Any]]:
+def whole(
+    plan: Plan, tmp_path_factory: pytest.TempPathFactory, one_thread: None
+) -> tuple[Path, dict[str, Any], list[Any]]:
     """The directory, the results and the events of an undisturbed comparison, one job after the other here."""
     out, told = tmp_path_factory.mktemp("whole") / "out", []
 
@@ -70,16 +71,12 @@ def whole(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, d
             work(job, on_event)
             tick()
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in a worker
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "run_jobs", in_turn)
         observer = Observer(
             event=lambda event: told.append(event), measured=lambda job, measures: told.append((job, measures))
         )
-        results = compare(plan, out, observer=observer)
-    torch.set_num_threads(threads)
-    return out, results, told
+        return out, compare(plan, out, observer=observer), told
 
 
 def without_times(measures: dict[str, Any]) -> dict[str, Any]:
