@@ -81,7 +81,7 @@ def run_jobs(
     for _ in processes:
         todo.put(None)
     results: dict[int, Any] = {}
-    with _interruptible():
+    with _caught_signals() as signals:
         try:
             with _held_back():
                 for process in processes:
@@ -96,6 +96,8 @@ def run_jobs(
                         raise content
                     else:
                         results[content[0]] = content[1]
+                if signals:
+                    raise Interrupted
                 tick()
                 dead = next((process for process in processes if process.exitcode), None)
                 if dead is not None and len(results) < len(jobs):
@@ -103,7 +105,7 @@ def run_jobs(
                 if not working and not heard:
                     raise RuntimeError(f"the workers ended with {len(results)} of {len(jobs)} jobs done")
         except BaseException:
-            _stop(processes, news)
+            _stop(processes, news, signals)
             raise
     for process in processes:
         process.join()
@@ -162,20 +164,18 @@ def _die_with(parent: int) -> None:
     os._exit(1)
 
 
-def _stop(processes: Sequence[Any], news: Any, patience: float = 60.0) -> None:
+def _stop(processes: Sequence[Any], news: Any, signals: Sequence[int], patience: float = 60.0) -> None:
     """Ask the workers to save and end; end those that do not, and all if a signal comes meanwhile."""
     running = [process for process in processes if process.pid is not None]
-    try:
-        for process in running:
-            process.terminate()
-        end = time.monotonic() + patience
-        while any(process.is_alive() for process in running) and time.monotonic() < end:
-            for _ in _waiting(news):  # what nobody reads would hold them up
-                pass
-    finally:
-        for process in running:
-            process.kill()
-            process.join()
+    known, end = len(signals), time.monotonic() + patience
+    for process in running:
+        process.terminate()
+    while any(process.is_alive() for process in running) and len(signals) == known and time.monotonic() < end:
+        for _ in _waiting(news):  # what nobody reads would hold them up
+            pass
+    for process in running:
+        process.kill()
+        process.join()
 
 
 @contextmanager
@@ -190,19 +190,20 @@ def _held_back() -> Iterator[None]:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM, which reach only this process, into an interruption of all."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise Interrupted
-
+def _caught_signals() -> Iterator[list[int]]:
+    """Give the SIGINTs and SIGTERMs that came while the block runs. They raise nothing: in the middle of a message of a
+    worker an exception would garble all later ones."""
+    caught: list[int] = []
     try:
-        before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {
+            number: signal.signal(number, lambda number, frame: caught.append(number))
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
     except ValueError:  # not the main thread: signals are not ours to handle
-        yield
+        yield caught
         return
     try:
-        yield
+        yield caught
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
