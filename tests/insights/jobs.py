@@ -21,9 +21,13 @@ def square(number: int, report: Report) -> int:
     return number**2
 
 
-def surroundings(number: int, report: Report) -> tuple[int, int, str | None, bool]:
-    """Return the worker's process, its threads, and whether it is in its parent's process group."""
-    time.sleep(0.3)  # so that each worker gets one
+def surroundings(folder: str, report: Report) -> tuple[int, int, str | None, bool]:
+    """Return the worker's process, its threads, and whether it has a process group of its own; wait for a second
+    worker, so that each gets a job."""
+    (Path(folder) / str(os.getpid())).touch()
+    end = time.monotonic() + 60
+    while len(list(Path(folder).iterdir())) < 2 and time.monotonic() < end:
+        time.sleep(0.01)
     return os.getpid(), torch.get_num_threads(), os.environ.get("TOKENIZERS_PARALLELISM"), os.getpgrp() == os.getpid()
 
 
@@ -58,7 +62,7 @@ def fail(kind: str, report: Report) -> str:
 def patient(job: tuple[str, str], report: Report) -> None:
     """A long job that leaves its process in a folder, and on an interruption saves something.
 
-    Kinds: "saves" as a training does, "sleeps" and ends at once, "talks" without pause, "stuck" does not listen.
+    Kinds: "saves" as a training does, "sleeps" and ends at once, "talks" a lot, "stuck" does not listen.
     """
     kind, folder = job
     (Path(folder) / f"{os.getpid()}.running").touch()
@@ -75,8 +79,7 @@ def patient(job: tuple[str, str], report: Report) -> None:
     while True:
         if kind == "talks":
             report((kind, "working", 0, 1, {"loss": 1.0}))
-        else:
-            time.sleep(0.01)
+        time.sleep(0.001)
 
 
 def main(kind: str, folder: str) -> None:

@@ -51,8 +51,8 @@ def test_results_come_in_the_order_of_the_jobs_and_events_arrive(jobs: Any) -> N
 
 
 @pytest.mark.slow
-def test_a_worker_has_one_thread_and_a_group_of_its_own(jobs: Any) -> None:
-    found = run(jobs.surroundings, [0, 1, 2], workers=2)
+def test_a_worker_has_one_thread_and_a_group_of_its_own(jobs: Any, tmp_path: Path) -> None:
+    found = run(jobs.surroundings, [str(tmp_path)] * 3, workers=2)
     assert len({process for process, *_ in found} - {os.getpid()}) == 2
     assert [rest for _, *rest in found] == [[1, "false", True]] * 3
 

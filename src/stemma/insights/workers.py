@@ -125,9 +125,21 @@ def _waiting(news: Any) -> Iterator[tuple[str, Any]]:
 def _serve(work: Callable[[Any, Report], Any], todo: Any, news: Any, parent: int) -> None:
     """Do jobs until there are no more: on one thread, with signals from the parent only, and no life after it."""
 
+    speaking, asked = False, False
+
     def end(number: int, frame: Any) -> None:
-        news.cancel_join_thread()  # nobody waits for what is not said yet
-        sys.exit(0)
+        nonlocal asked
+        asked = True
+        if not speaking:
+            sys.exit(0)
+
+    def say(kind: str, content: Any) -> None:
+        nonlocal speaking
+        speaking = True  # an exception in the middle of it could leave the queue locked
+        news.put((kind, content))
+        speaking = False
+        if asked:
+            sys.exit(0)
 
     os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -139,11 +151,11 @@ def _serve(work: Callable[[Any, Report], Any], todo: Any, news: Any, parent: int
     while (numbered := todo.get()) is not None:
         number, job = numbered
         try:
-            result = work(job, lambda event: news.put(("event", event)))
+            result = work(job, lambda event: say("event", event))
             pickle.dumps(result)  # the queue would drop one that cannot be pickled
-            news.put(("result", (number, result)))
+            say("result", (number, result))
         except Exception as error:
-            news.put(("failure", _portable(error)))
+            say("failure", _portable(error))
             return
 
 
