@@ -102,6 +102,8 @@ def _save_with_head(model: WithHead, tokenizer: Tokenizer, task: TaskDescription
     config, tensors = families.family_of(backbone).to_published(backbone)
     published = published_config(backbone, task.kind, task.label_names, config)
     config |= {**published, "pad_token_id": _padding(tokenizer)}
+    if "tie_word_embeddings" in config:
+        config["tie_word_embeddings"] = True  # there is no other output matrix: the heads of pretraining are left out
     with replace_checkpoint(directory) as staging:
         write_json(staging / "config.json", config)
         write_weights(_with_head_tensors(model, task.kind, tensors), staging)

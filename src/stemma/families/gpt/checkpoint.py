@@ -166,7 +166,8 @@ def _refuse_unsupported(published: Mapping[str, Any]) -> None:
 
 def _own_config(published: Mapping[str, Any]) -> GPTConfig:
     known = {field.name for field in fields(GPTConfig)}
-    general = {"model_type", "architectures", "dtype", "bos_token_id", "eos_token_id"}
+    general = {"model_type", "architectures", "dtype", "bos_token_id", "eos_token_id", "pad_token_id"}
+    general |= {"id2label", "label2id", "problem_type"}  # of an output layer on it
     given = {key: value for key, value in published.items() if key not in general}
     for key in given:
         if key not in known:
