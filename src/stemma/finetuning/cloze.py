@@ -1,6 +1,5 @@
 """Classification as a cloze question: which label's word stands in the blank? (Du et al. 2022, section 2.3.)"""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +15,10 @@ from stemma.errors import InputError
 from stemma.families.glm.examples import IGNORED, Example, collate, filled_example
 from stemma.families.glm.model import GLM
 from stemma.families.glm.tokens import GLMTokens
+from stemma.finetuning.patterns import FIELDS, MASK, check_pattern, fill_pattern
 from stemma.layers.masks import Mask
 
 PATTERNS = ("{text} It is [MASK].", "{text} [MASK], {pair}")  # of a text, of a pair
-
-_PARTS = re.compile(r"(\{text\}|\{pair\}|\[MASK\])")
 
 
 @dataclass(frozen=True)
@@ -49,9 +47,9 @@ class ClozeClassification:
             InputError: a pattern without one blank, or words that the tokenizer writes alike.
         """
         pattern = PATTERNS[pair] if pattern is None else pattern
-        if pattern.count("[MASK]") != 1 or "{text}" not in pattern or ("{pair}" in pattern) != pair:
-            wanted = "{text}, {pair}" if pair else "{text}"
-            raise InputError(f"pattern {pattern!r}: expected {wanted} and one [MASK] in it")
+        check_pattern(pattern, FIELDS[: 1 + pair])
+        if pattern.count(MASK) != 1:
+            raise InputError(f"pattern {pattern!r}: {pattern.count(MASK)} blanks; expected one {MASK} in it")
         words = tuple(tuple(ids) for ids in tokenizer.encode_batch([f" {word}" for word in label_words]))
         for index, word in enumerate(words):
             if not word or word in words[:index]:
@@ -70,37 +68,20 @@ class ClozeClassification:
 
     def encode(self, data: LabelledData, tokenizer: Tokenizer) -> list[dict[str, Any]]:
         """Return `rows` (the question answered in each way; one row if each word is one token), `label`, `tokens`."""
-        columns = [tokenizer.encode_batch(list(column)) for column in zip(*data.texts, strict=True)]
-        parts = _PARTS.split(self.pattern)
-        # The blank before a mask belongs to what stands in it.
-        before_mask = [index + 1 < len(parts) and parts[index + 1] == "[MASK]" for index in range(len(parts))]
-        fixed = tokenizer.encode_batch(
-            [part.rstrip() if ahead else part for part, ahead in zip(parts, before_mask, strict=True)]
-        )
         answers: list[tuple[int, ...]] = [()] if self.single else list(self.words)
-        room = self.longest - max(len(answer) for answer in answers) - 1
+        ids = self.glm_tokens
+        room = self.longest - max(len(answer) for answer in answers) - 3  # [CLS], the end, and the start of the answer
+        rows = [dict(zip(FIELDS, texts, strict=False)) for texts in data.texts]
         examples = []
-        for texts, label in zip(zip(*columns, strict=True), data.labels, strict=True):
-            context = self._context(parts, fixed, texts, room)
-            place = context.index(self.glm_tokens.mask)
-            ids = self.glm_tokens
-            rows = [filled_example(context, [place], [answer], ids.piece_start, ids.piece_end) for answer in answers]
-            examples.append({"rows": rows, "label": label, "tokens": rows[0]["tokens"]})
+        filled = fill_pattern(self.pattern, rows, tokenizer, room, mask=ids.mask)
+        for tokens, label in zip(filled, data.labels, strict=True):
+            context = [ids.beginning, *tokens, ids.end]
+            place = context.index(ids.mask)
+            answered = [
+                filled_example(context, [place], [answer], ids.piece_start, ids.piece_end) for answer in answers
+            ]
+            examples.append({"rows": answered, "label": label, "tokens": answered[0]["tokens"]})
         return examples
-
-    def _context(
-        self, parts: Sequence[str], fixed: Sequence[Sequence[int]], texts: Sequence[Sequence[int]], room: int
-    ) -> list[int]:
-        free = {"{text}": list(texts[0]), "{pair}": list(texts[1]) if len(texts) > 1 else []}
-        frame = 3 + sum(
-            len(ids) for part, ids in zip(parts, fixed, strict=True) if part != "[MASK]" and part not in free
-        )
-        while frame + sum(map(len, free.values())) > room and any(free.values()):
-            max(free.values(), key=len).pop()
-        context = [self.glm_tokens.beginning]
-        for part, ids in zip(parts, fixed, strict=True):
-            context += [self.glm_tokens.mask] if part == "[MASK]" else free.get(part, list(ids))
-        return [*context, self.glm_tokens.end]
 
     def example(self, tokens: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """Return the example as it is."""

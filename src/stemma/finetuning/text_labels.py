@@ -14,6 +14,7 @@ from stemma.data.tokenizers import Tokenizer
 from stemma.errors import InputError
 from stemma.families.t5.model import T5
 from stemma.families.t5.objective import IGNORED, SpanCorruption
+from stemma.finetuning.patterns import FIELDS, check_pattern, fill_pattern
 from stemma.layers.cross_entropy import linear_cross_entropy
 from stemma.layers.masks import Mask
 
@@ -46,8 +47,7 @@ class TextClassification:
             InputError: a pattern without the texts, or labels that the tokenizer writes alike.
         """
         pattern = PATTERNS[pair] if pattern is None else pattern
-        if "{text}" not in pattern or ("{pair}" in pattern) != pair:
-            raise InputError(f"pattern {pattern!r}: expected {'{text} and {pair}' if pair else '{text}'} in it")
+        check_pattern(pattern, FIELDS[: 1 + pair])
         words = tuple((*ids, tokenizer.separator) for ids in tokenizer.encode_batch(list(label_words)))
         if len(set(words)) < len(words):
             raise InputError(f"labels {', '.join(label_words)}: two of them have the same tokens")
@@ -60,14 +60,11 @@ class TextClassification:
 
     def encode(self, data: LabelledData, tokenizer: Tokenizer) -> list[dict[str, Any]]:
         """Return `source` and `target` (int64, with their ends) and `label` of each example; `tokens` is the source."""
-        sources = []
-        for texts in data.texts:
-            filled = self.pattern.replace("{text}", texts[0])
-            sources.append(filled if len(texts) == 1 else filled.replace("{pair}", texts[1]))
+        rows = [dict(zip(FIELDS, texts, strict=False)) for texts in data.texts]
         room = None if self.longest is None else self.longest - 1
         examples = []
-        for ids, label in zip(tokenizer.encode_batch(sources), data.labels, strict=True):
-            source = np.array([*ids[:room], self.separator], np.int64)
+        for ids, label in zip(fill_pattern(self.pattern, rows, tokenizer, room), data.labels, strict=True):
+            source = np.array([*ids, self.separator], np.int64)
             target = np.array(self.words[int(label)], np.int64)
             examples.append({"source": source, "target": target, "label": label, "tokens": source})
         return examples
