@@ -1,8 +1,10 @@
 """`stemma finetune` through the real entry point: every task from its files, and one line for what is wrong."""
 
 import json
+import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ from tiny_models import WORDS, directory_of
 
 import stemma
 from stemma.cli import main
+from stemma.training import progress
+from stemma.training.progress import ConsoleDisplay
 
 STEPS = ("training.steps=2", "training.batch=4", "data.longest_target=8")
 PARTS = [" ".join(WORDS.split()[start : start + 4]) for start in range(0, 40, 4)]
@@ -67,6 +71,83 @@ def test_every_task_from_its_files(run, family: str, task: str, metric: str, tmp
     assert metric in results["dev"]["metrics"]
     assert ("signatures" in results) == (task == "text")
     assert len(stemma.predict(Path(out) / "best", asked)) == 1
+
+
+def labelled(folder: Path, name: str = "train", labels: str = "good bad") -> str:
+    rows = [f"{labels.split()[number % 2]},{part}" for number, part in enumerate(PARTS)]
+    (folder / f"{name}.csv").write_text("\n".join(["kind,sentence", *rows]) + "\n")
+    return str(folder / f"{name}.csv")
+
+
+def test_a_classification_prints_what_it_reached_and_again_does_nothing(run, tmp_path: Path) -> None:
+    model, train, out = str(directory_of("bert", tmp_path)), labelled(tmp_path), str(tmp_path / "run")
+    arguments = (model, *STEPS, "--train", train, "--dev", train, "--test", train, "--text", "sentence")
+    arguments += ("--label", "kind", "--out", out)
+    code, printed, error = run(*arguments, "--json")
+    assert code == 0 and "learning rate" in error
+    results = json.loads(printed)
+    assert results["reason"] == "finished" and results["out"] == out and results["steps"] == 2
+    assert results["dev"] == results["test"] and results["test"]["examples"] == 10
+    assert set(results["dev"]["metrics"]) == {"accuracy", "f1", "macro_f1", "matthews"}
+    assert results["dev"]["majority"] == 0.5
+    before = (Path(out) / "best" / "model.safetensors").read_bytes()
+    code, printed, _ = run(*arguments)
+    assert (
+        code == 0
+        and "accuracy" in printed
+        and "majority" in printed
+        and "test: 10" in printed
+        and f"best weights: {out}" in printed
+    )
+    assert "10 texts of dev stand in train" in printed
+    assert (Path(out) / "best" / "model.safetensors").read_bytes() == before
+
+
+def test_an_interrupted_run_says_so_and_goes_on(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupting(ConsoleDisplay):
+        def step(self, step: int, values: Mapping[str, float]) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    model, train = str(directory_of("bert", tmp_path)), labelled(tmp_path)
+    arguments = (model, *STEPS, "--train", train, "--dev", train, "--text", "sentence", "--label", "kind")
+    arguments += ("--out", str(tmp_path / "run"), "--json")
+    with monkeypatch.context() as patch:
+        patch.setattr(progress, "ConsoleDisplay", Interrupting)
+        code, printed, _ = run(*arguments)
+    assert code == 128 + signal.SIGTERM
+    assert json.loads(printed) == {"reason": "interrupted", "out": str(tmp_path / "run")}
+    code, printed, error = run(*arguments)
+    assert code == 0 and "resuming   from step 1" in error and json.loads(printed)["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--label", "knd"], "train.csv, line 2: no field 'knd'"),
+        (["--dev", "dev.csv"], "dev.csv, line 3: unknown label 'fine'; the labels of the training set are: bad, good"),
+        (["--dev", "nowhere.csv"], "nowhere.csv: cannot be read (No such file or directory)"),
+        (["training.epoks=2"], "training.epoks: unknown key (did you mean 'epochs'?)"),
+        (["task.metric=acc"], "task.metric: no metric 'acc' here (did you mean 'accuracy'?)"),
+        (["task.formulation=cloze"], "task.formulation: a BERT has no 'cloze'"),
+        (["data.dev=0.99"], "nothing would remain: a share of 0.99 of 10 examples"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line_with_exit_code_2(
+    run, changes: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    directory_of("bert", tmp_path)
+    labelled(tmp_path)
+    labelled(tmp_path, "dev", "good fine")
+    given = {"--train": "train.csv", "--text": "sentence", "--label": "kind", "--out": "run"}
+    if not changes[0].startswith("data.dev"):
+        given["--dev"] = "train.csv"
+    given |= {changes[0]: changes[1]} if len(changes) == 2 else {}
+    overrides = changes if len(changes) == 1 else []
+    code, printed, error = run("bert", *STEPS, *overrides, *(part for pair in given.items() for part in pair))
+    assert code == 2 and not printed
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+    assert not Path("run/recipe.yaml").exists()
 
 
 def test_a_mistake_is_one_line(run, tmp_path: Path) -> None:

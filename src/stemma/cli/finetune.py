@@ -115,13 +115,13 @@ def report(
     table = Table(title=f"{outcome.reason}: the weights of step {results['best_step']:,}", title_justify="left")
     parts = [name for name in ("dev", "test") if name in results]
     names = list(results[parts[0]]["metrics"])
-    table.add_column("")
-    for name in ["examples", *names, *(["majority class"] if "majority" in results[parts[0]] else []), "loss"]:
+    table.add_column("examples")
+    for name in [*names, *(["majority"] if "majority" in results[parts[0]] else []), "loss"]:
         table.add_column(name.replace("_", " "), justify="right")
     for part in parts:
         numbers = [results[part]["metrics"][name] for name in names]
         numbers += [results[part][name] for name in ("majority", "loss") if name in results[part]]
-        table.add_row(part, f"{results[part]['examples']:,}", *(f"{number:.4f}" for number in numbers))
+        table.add_row(f"{part}: {results[part]['examples']:,}", *(f"{number:.4f}" for number in numbers))
     console.print(table)
     for name, signature in results.get("signatures", {}).items():
         console.print(f"{name}: {signature}", highlight=False, markup=False, soft_wrap=True)

@@ -11,7 +11,7 @@ from stemma.training.recipe import RunRecipe, Section
 from stemma.training.recipe_source import RecipeSource
 
 # Sections that decide the resulting weights.
-DECISIVE = ("model", "task", "data", "training", "seed")
+DECISIVE = ("model", "initialize", "task", "data", "training", "seed")
 
 # The published settings (Devlin et al. 2018, appendix A.3; Radford et al. 2018, section 4.1; Raffel et al. 2020,
 # section 3.1; THUDM/GLM's config_tasks).

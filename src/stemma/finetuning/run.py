@@ -1,6 +1,7 @@
 """From a checkpoint and labelled examples to a fine-tuned model and what it reaches."""
 
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from stemma import families
 from stemma.data.content_hashes import digest
 from stemma.data.labelled import LabelledData, leakage
 from stemma.data.tokenizers import Tokenizer, load_tokenizer
+from stemma.errors import InputError, closest
 from stemma.evaluation.texts import score_translations
 from stemma.families.directory import read_config, resolve
 from stemma.files import write_whole
@@ -30,8 +32,7 @@ from stemma.training.hardware import prepare_processor
 from stemma.training.objective import Display, Measured, Measurement
 from stemma.training.progress import Silent
 from stemma.training.run_directory import claim, locked
-from stemma.training.saving import BEST, STATES
-from stemma.training.state import newest_state
+from stemma.training.saving import BEST
 from stemma.training.trainer import Outcome, Task, Trainer
 
 RESULTS = "results.json"
@@ -90,10 +91,11 @@ def finetune(
     shown = display or Silent()
     splits = splits or read_splits(recipe)
     with locked(out):
-        claim(out, recipe, overwrite=overwrite, say=shown.say, read=read_recipe, decisive=DECISIVE)
-        saved, _ = newest_state(out / STATES)
+        # What cannot be trained or measured leaves the directory for the corrected command.
         model, tokenizer, objective, description = build(recipe, splits.train)
         train, dev = objective.encode(splits.train, tokenizer), objective.encode(splits.dev, tokenizer)
+        _require_metric(model, tokenizer, objective, recipe, splits.dev)
+        saved = claim(out, recipe, overwrite=overwrite, say=shown.say, read=read_recipe, decisive=DECISIVE)
         for line in _summary(recipe, splits, model, description):
             shown.say(line)
         lengths = [len(example["tokens"]) for example in train]
@@ -142,6 +144,10 @@ def build(recipe: FineTuningRecipe, train: LabelledData) -> tuple[Any, Tokenizer
     model, tokenizer = prepared(model, tokenizer)
     task = recipe.task
     formulation = formulation_of(model, task)
+    for name in task.label_words:
+        if name not in train.label_names:
+            hint = closest(name, train.label_names) or f", expected one of {', '.join(train.label_names)}"
+            raise InputError(f"task.label_words: no label '{name}' in the training set{hint}")
     words = tuple(task.label_words.get(name, name) for name in train.label_names)
     pair, longest = task.kind in ("classification", "regression") and len(train.texts[0]) > 1, recipe.data.longest
     longest = min(longest, getattr(model.config, "context", longest))
@@ -175,7 +181,7 @@ def measure_directory(directory: str | Path, data: LabelledData, *, device: Any 
     model, tokenizer, task = load_finetuned(directory, device=device)
     backbone = model.backbone if isinstance(model, WithHead) else model
     objective = objective_of(backbone, tokenizer, task)
-    return measure(model, objective, objective.encode(data, tokenizer), data)
+    return measure(model, objective, objective.encode(data, tokenizer), data, task.metric)
 
 
 def family_and_size(model: str) -> tuple[str, int]:
@@ -188,6 +194,16 @@ def family_and_size(model: str) -> tuple[str, int]:
     branch = families.family(read_config(directory)["model_type"])
     name = next(name for name, other in families.FAMILIES.items() if other is branch)
     return name, sum(parameter.numel() for parameter in families.load(directory).parameters())
+
+
+def _require_metric(
+    model: Any, tokenizer: Tokenizer, objective: Any, recipe: FineTuningRecipe, dev: LabelledData
+) -> None:
+    """Measure a few examples, so that a metric or a library that is missing is not found out after an epoch."""
+    few = selected(dev, range(min(len(dev), 2)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of so few numbers: they are all the same
+        measure(model.eval(), objective, objective.encode(few, tokenizer), few, recipe.task.metric)
 
 
 def _evaluation(recipe: FineTuningRecipe, steps: int, examples: int) -> Any:

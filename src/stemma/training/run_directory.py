@@ -23,7 +23,7 @@ from stemma.training.state import SavedState, newest_state, remove_leftovers, re
 RECIPE, LOCK = "recipe.yaml", ".lock"
 # What --overwrite removes: everything that a run writes (but the recipe, which is replaced), and nothing else.
 WRITTEN = (
-    (STATES, BEST, "tensorboard", METRICS, "config.json", "generation_config.json")
+    (STATES, BEST, "tensorboard", METRICS, "results.json", "task.json", "config.json", "generation_config.json")
     + ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
     + ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
 )
