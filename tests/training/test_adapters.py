@@ -299,3 +299,7 @@ def test_what_cannot_be_saved(tmp_path):
     with pytest.raises(InputError, match="scale_attn_by_inverse_layer_idx is True"):
         save_adapter(ours, tmp_path / "adapter", tmp_path / "base")
     assert not (tmp_path / "adapter").exists()
+    with pytest.raises(InputError, match="a GPT with adapters is no checkpoint: merge them first"):
+        save(ours, None, tmp_path / "whole")
+    assert not (tmp_path / "whole").exists()
+    save(merge_lora(ours), None, tmp_path / "whole")

@@ -42,6 +42,7 @@ from stemma.families.t5.model import T5, T5Config
 from stemma.families.t5.objective import PrefixLM, SpanCorruption
 from stemma.families.unilm.model import PRESETS as UNILM_PRESETS
 from stemma.families.unilm.objective import ClozeMixture
+from stemma.layers.lora import LoRALinear
 
 if TYPE_CHECKING:
     from stemma.data.tokenizers import Tokenizer
@@ -173,10 +174,15 @@ def save(
         model: of one of `FAMILIES`. tokenizer: None saves the model alone.
         shard_bytes: weights larger than this are split into several files.
     Raises:
-        InputError: the model is of no known family, the tokenizer has more ids than the model, or the directory cannot
-            be created.
+        InputError: the model is of no known family or has adapters, the tokenizer has more ids than the model, or the
+            directory cannot be created.
         OSError: it could not be written (a full disk); the checkpoint that was there is untouched.
     """
+    if any(isinstance(module, LoRALinear) for module in model.modules()):
+        raise InputError(
+            f"a {type(model).__name__} with adapters is no checkpoint: merge them first (training.lora.merge_lora), or "
+            "save them alone (training.adapters.save_adapter)"
+        )
     config, tensors = family_of(model).to_published(model)
     vocabulary: Any = model.config.vocabulary  # type: ignore[union-attr]
     if tokenizer is not None and tokenizer.vocabulary > vocabulary:

@@ -174,14 +174,14 @@ def _table(model: nn.Module) -> dict[str, Stored]:
 
 def _published(model: Any, layers: Sequence[str]) -> list[Stored]:
     match model:
-        case GPT() if gpt_checkpoint._published_type(model.config) != gpt_checkpoint.OWN_TYPE:
-            return gpt_checkpoint._table(model.config, "")
+        case GPT() if gpt_checkpoint.published_type(model.config) != gpt_checkpoint.OWN_TYPE:
+            return gpt_checkpoint.table(model.config)
         case GLM():
             return glm_checkpoint.table(model.config)
         case T5():
-            return t5_checkpoint._table(model.config, "shared.weight")
+            return t5_checkpoint.table(model.config)
         case BERT():
-            return bert_checkpoint._table(model.config)
+            return bert_checkpoint.table(model.config)
     return [Stored(f"{name}.weight", (f"{name}.weight",)) for name in layers if name.startswith("blocks.")]
 
 
@@ -189,7 +189,7 @@ def _stack(model: Any, task_type: str | None) -> str:
     """Return how the names of a stack's modules begin in transformers' class for a task."""
     bare = task_type == "FEATURE_EXTRACTION"
     match model:
-        case GPT() if gpt_checkpoint._published_type(model.config) != gpt_checkpoint.OWN_TYPE:
+        case GPT() if gpt_checkpoint.published_type(model.config) != gpt_checkpoint.OWN_TYPE:
             return "" if bare else "transformer."
         case BERT():
             return "" if bare else "bert."

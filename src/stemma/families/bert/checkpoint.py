@@ -82,7 +82,7 @@ def to_published(model: BERT) -> tuple[dict[str, Any], Iterator[tuple[str, Tenso
     }
     # The bias has two names where the output is not tied; a file holds no tensor twice.
     tensors = (
-        (name, tensor.clone() if name == _DECODER_BIAS else tensor) for name, tensor in publish(model, _table(config))
+        (name, tensor.clone() if name == _DECODER_BIAS else tensor) for name, tensor in publish(model, table(config))
     )
     return published, tensors
 
@@ -110,7 +110,7 @@ def from_published(
     for part in missing:
         setattr(model, part, None)
     ignored = {name for name in tensors if _BUFFER.fullmatch(name) or _TASK_HEAD.fullmatch(name)}
-    rows = [row for row in _table(config) if row.parameters[0].split(".")[0] not in missing]
+    rows = [row for row in table(config) if row.parameters[0].split(".")[0] not in missing]
     if tied:
         ignored |= {_DECODER_WEIGHT, _DECODER_BIAS}
     elif _DECODER_BIAS in tensors:  # the one that transformers computes with
@@ -118,8 +118,8 @@ def from_published(
         ignored.add("cls.predictions.bias")
     else:
         rows = [row for row in rows if row.name != _DECODER_BIAS]
-    table = [Stored(_found(row.name, tensors), row.parameters) for row in rows]
-    fill(model, table, tensors, ignored=ignored, dtype=dtype, device=device)
+    found = [Stored(_found(row.name, tensors), row.parameters) for row in rows]
+    fill(model, found, tensors, ignored=ignored, dtype=dtype, device=device)
     for part in missing:
         setattr(model, part, _new_part(part, model))
     _report(missing, sorted(name for name in ignored if _TASK_HEAD.fullmatch(name)))
@@ -187,7 +187,7 @@ def _config(published: Mapping[str, Any], tied: bool) -> BERTConfig:
     )
 
 
-def _table(config: BERTConfig) -> list[Stored]:
+def table(config: BERTConfig) -> list[Stored]:
     """List the tensors of a `BertForPreTraining` checkpoint."""
     names = {
         "bert.embeddings.word_embeddings.weight": "embeddings.token.weight",

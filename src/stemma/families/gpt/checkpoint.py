@@ -53,7 +53,7 @@ _BUFFER = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
 def to_published(model: GPT) -> tuple[dict[str, Any], Iterator[tuple[str, Tensor]]]:
     """Return what config.json says of the model, and its tensors under their published names, one at a time."""
     config = model.config
-    model_type = _published_type(config)
+    model_type = published_type(config)
     if model_type == OWN_TYPE:
         own = asdict(config)
         del own["vocabulary_multiple"]  # in memory only
@@ -76,7 +76,7 @@ def to_published(model: GPT) -> tuple[dict[str, Any], Iterator[tuple[str, Tensor
     }
     if model_type == "gpt2":
         published["n_inner"] = config.feed_forward
-    return published, publish(model, _table(config, "transformer."))
+    return published, publish(model, table(config, "transformer."))
 
 
 def from_published(
@@ -108,12 +108,13 @@ def from_published(
     if published["model_type"] == OWN_TYPE:
         fill(model, _own_table(model), tensors, dtype=dtype, device=device)
         return model
-    fill(model, _table(config, _prefix(tensors)), tensors, ignored=ignored, dtype=dtype, device=device)
+    fill(model, table(config, _prefix(tensors)), tensors, ignored=ignored, dtype=dtype, device=device)
     _fold_scales(model, published)
     return model
 
 
-def _published_type(config: GPTConfig) -> str:
+def published_type(config: GPTConfig) -> str:
+    """Return the "model_type" under which such a model is published."""
     windows = [config.window(layer) for layer in range(config.layers)]
     dense = all(window is None or window >= config.context for window in windows)
     if dense and config.norm == "pre":
@@ -197,7 +198,7 @@ def _embedding_names(model_type: str) -> tuple[str, str]:
     return "tokens_embed.weight", "positions_embed.weight"
 
 
-def _table(config: GPTConfig, prefix: str) -> list[Stored]:
+def table(config: GPTConfig, prefix: str = "") -> list[Stored]:
     """List the tensors of a `gpt2` (pre-norm) or `openai-gpt` (post-norm) checkpoint."""
     token, position = _embedding_names("gpt2" if config.norm == "pre" else "openai-gpt")
     table = [

@@ -69,7 +69,7 @@ def to_published(model: T5) -> tuple[dict[str, Any], Iterator[tuple[str, Tensor]
         "decoder_start_token_id": config.start,
         "pad_token_id": config.start,
     }
-    return published, publish(model, _table(config, _EMBEDDINGS[0]))
+    return published, publish(model, table(config))
 
 
 def from_published(
@@ -98,7 +98,7 @@ def from_published(
         ignored.add("lm_head.weight")
     config = _config({_ALIASES.get(key, key): value for key, value in published.items()}, tied)
     model = build_empty(lambda: T5(config))
-    fill(model, _table(config, embedding), tensors, ignored=ignored, dtype=dtype, device=device)
+    fill(model, table(config, embedding), tensors, ignored=ignored, dtype=dtype, device=device)
     return model
 
 
@@ -140,7 +140,7 @@ def _config(published: Mapping[str, Any], tied: bool) -> T5Config:
     )
 
 
-def _table(config: T5Config, embedding: str) -> list[Stored]:
+def table(config: T5Config, embedding: str = _EMBEDDINGS[0]) -> list[Stored]:
     table = [Stored(embedding, ("token_embedding.weight",), rows=config.vocabulary)]
     decoder_layers = config.layers if config.decoder_layers is None else config.decoder_layers
     for stack, layers in (("encoder", config.layers), ("decoder", decoder_layers)):
