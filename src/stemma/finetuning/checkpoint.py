@@ -23,9 +23,11 @@ from stemma.families.directory import (
     write_json,
     write_weights,
 )
+from stemma.finetuning.adapted import fill_head, is_adapted, load_adapted, save_adapted
 from stemma.finetuning.heads import WithHead
 from stemma.finetuning.heads_published import backbone_prefix, head_names, published_config
 from stemma.finetuning.reading import START
+from stemma.training.lora import lora_layers
 
 TASK = "task.json"
 
@@ -63,13 +65,17 @@ def shape_of_head(task: TaskDescription) -> tuple[int, bool]:
     return max(len(task.label_names), 1), task.kind != "tagging"
 
 
-def save_finetuned(model: Any, tokenizer: Tokenizer, task: TaskDescription, directory: Path) -> None:
+def save_finetuned(model: Any, tokenizer: Tokenizer, task: TaskDescription, directory: Path, base: str = "") -> None:
     """Write model, tokenizer and task; transformers loads it where it has such a class (see heads_published.py).
 
+    Args:
+        base: the checkpoint of which a model with adapters is written without (see adapted.py).
     Raises:
         OSError: it could not be written; what was there is untouched.
     """
-    if isinstance(model, WithHead):
+    if lora_layers(model):
+        save_adapted(model, tokenizer, task.kind, directory, base)
+    elif isinstance(model, WithHead):
         _save_with_head(model, tokenizer, task, directory)
     else:
         families.save(model, tokenizer, directory)
@@ -92,9 +98,20 @@ def load_finetuned(path_or_hub_id: str | Path, *, device: Any = None) -> tuple[A
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{directory / TASK}: not the description of a task ({error})") from error
     tokenizer = load_tokenizer(directory)
+    if is_adapted(directory):
+        return _load_adapted(directory, tokenizer, task, device), tokenizer, task
     if task.formulation != "head":
         return families.load(directory, device=device), tokenizer, task
     return _load_with_head(directory, task, device), tokenizer, task
+
+
+def _load_adapted(directory: Path, tokenizer: Tokenizer, task: TaskDescription, device: Any) -> Any:
+    backbone, tensors = load_adapted(directory, tokenizer, device)
+    if task.formulation != "head":
+        return backbone
+    model = WithHead(backbone, *shape_of_head(task))
+    fill_head(model, task.kind, tensors, directory)
+    return model.to(next(backbone.parameters()).device).eval()
 
 
 def _save_with_head(model: WithHead, tokenizer: Tokenizer, task: TaskDescription, directory: Path) -> None:

@@ -11,7 +11,7 @@ from stemma.training.recipe import RunRecipe, Section
 from stemma.training.recipe_source import RecipeSource
 
 # Sections that decide the resulting weights.
-DECISIVE = ("model", "initialize", "task", "data", "training", "seed")
+DECISIVE = ("model", "initialize", "lora", "task", "data", "training", "seed")
 
 # The published settings (Devlin et al. 2018, appendix A.3; Radford et al. 2018, section 4.1; Raffel et al. 2020,
 # section 3.1; THUDM/GLM's config_tasks).
@@ -60,6 +60,8 @@ FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 # Models that are much smaller than the published ones want larger rates.
 SMALL_MODEL, SMALL_MODEL_RATE = 30_000_000, 3e-4
+# Adapters want larger rates than whole weights do.
+LORA_RATE = 3e-4
 # Few examples are seen more often (Zhang et al. 2021, "Revisiting Few-sample BERT Fine-tuning").
 FEW_EXAMPLES, FEW_EXAMPLES_EPOCHS = 1000, 10
 
@@ -131,10 +133,25 @@ class DataRecipe(Section):
     measured: int | None = Field(default=None, gt=0)
 
 
+class LoRARecipe(Section):
+    """Adapters that are trained, with the output layer, instead of all weights (see `training.lora.LoRAConfig`).
+
+    Args:
+        rank: of each update. alpha: updates are scaled by alpha / rank. dropout: of the updates' input.
+        targets: "all-linear", or names of the layers: query, key, value, output, up, gate, down.
+    """
+
+    rank: int = Field(default=8, gt=0)
+    alpha: float = Field(default=16, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+
+
 class FineTuningRecipe(RunRecipe):
-    """A whole recipe. `model` is a checkpoint directory or hub id."""
+    """A whole recipe. `model` is a checkpoint directory or hub id. lora: null: all weights are trained."""
 
     model: str
+    lora: LoRARecipe | None = None
     task: TaskRecipe = TaskRecipe()
     data: DataRecipe
     initialize: bool = False
@@ -155,6 +172,9 @@ def build_recipe(
     training = content["training"]
     if parameters < SMALL_MODEL:
         training["learning_rate"] = SMALL_MODEL_RATE
+    overrides = list(overrides)
+    if _has_lora(given, overrides):
+        training["learning_rate"] = LORA_RATE
     if examples < FEW_EXAMPLES:
         training["epochs"] = max(training["epochs"], FEW_EXAMPLES_EPOCHS)
     _merge(content, given)
@@ -168,6 +188,13 @@ def read_recipe(path: Path) -> FineTuningRecipe:
         InputError: it is none.
     """
     return _validated(RecipeSource(path), ())
+
+
+def _has_lora(given: Mapping[str, Any], overrides: Iterable[str]) -> bool:
+    source = RecipeSource.of(deepcopy(dict(given)))
+    for override in overrides:
+        source.override(override)
+    return source.content.get("lora") is not None
 
 
 def _validated(source: RecipeSource, overrides: Iterable[str]) -> FineTuningRecipe:

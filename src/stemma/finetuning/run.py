@@ -18,6 +18,7 @@ from stemma.errors import InputError, closest
 from stemma.evaluation.texts import score_translations
 from stemma.families.directory import read_config, resolve
 from stemma.files import write_whole
+from stemma.finetuning.adapted import adapt
 from stemma.finetuning.checkpoint import TaskDescription, load_finetuned, save_finetuned, shape_of_head
 from stemma.finetuning.heads import WithHead
 from stemma.finetuning.measuring import measure
@@ -117,7 +118,7 @@ def finetune(
             task,
             recipe.model_copy(update={"evaluation": _evaluation(recipe, task.steps, len(train))}),
             out,
-            publish=_publisher(model, tokenizer, description),
+            publish=_publisher(model, tokenizer, description, _base(recipe.model)),
             workers=Workers(),
             display=shown,
             saved=saved,
@@ -136,6 +137,8 @@ def build(recipe: FineTuningRecipe, train: LabelledData) -> tuple[Any, Tokenizer
     Raises:
         InputError: a formulation that the family does not have, or settings that do not fit it.
     """
+    if recipe.initialize and recipe.lora is not None:
+        raise InputError("lora: adapts pretrained weights, and initialize=true forgets them; expected one of the two")
     directory = resolve(recipe.model)
     model, tokenizer = families.load(directory, dtype=torch.float32), load_tokenizer(directory)
     torch.manual_seed(derived_seed(recipe.seed))
@@ -169,6 +172,8 @@ def build(recipe: FineTuningRecipe, train: LabelledData) -> tuple[Any, Tokenizer
     objective = objective_of(model, tokenizer, description, language_model=task.language_model)
     if formulation == "head":
         model = WithHead(model, *shape_of_head(description), dropout=task.dropout)
+    if recipe.lora is not None:
+        adapt(model, recipe.lora)
     return model, tokenizer, objective, description
 
 
@@ -214,7 +219,14 @@ def _evaluation(recipe: FineTuningRecipe, steps: int, examples: int) -> Any:
     return recipe.evaluation.model_copy(update={"every": every})
 
 
-def _publisher(model: Any, tokenizer: Tokenizer, task: TaskDescription) -> Callable[[Mapping[str, Tensor], Path], None]:
+def _base(model: str) -> str:
+    """Return the checkpoint's name as it is good in any working directory."""
+    return str(Path(model).expanduser().resolve()) if Path(model).expanduser().is_dir() else model
+
+
+def _publisher(
+    model: Any, tokenizer: Tokenizer, task: TaskDescription, base: str
+) -> Callable[[Mapping[str, Tensor], Path], None]:
     def publish(weights: Mapping[str, Tensor], directory: Path) -> None:
         # The weights are the model's own, or averages of them.
         own = dict(model.named_parameters())
@@ -222,7 +234,7 @@ def _publisher(model: Any, tokenizer: Tokenizer, task: TaskDescription) -> Calla
         for name, value in weights.items():
             own[name].data = value
         try:
-            save_finetuned(model, tokenizer, task, directory)
+            save_finetuned(model, tokenizer, task, directory, base)
         finally:
             for name, value in before.items():
                 own[name].data = value
@@ -243,10 +255,12 @@ def _summary(recipe: FineTuningRecipe, splits: Splits, model: Any, task: TaskDes
         if repeated:
             lines.append(f"leakage    {repeated:,} texts of {name} stand in train word for word")
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    adapters = f" ({trained:,} trained: LoRA of rank {recipe.lora.rank})" if recipe.lora is not None else ""
     start = ", from random weights" if recipe.initialize else ""
     training = recipe.training
     lines.append(
-        f"model      {recipe.model}: {parameters:,} parameters, {task.kind} by {task.formulation}{start}; "
+        f"model      {recipe.model}: {parameters:,} parameters{adapters}, {task.kind} by {task.formulation}{start}; "
         f"learning rate {training.learning_rate:g}, batches of {training.batch}"
     )
     return lines

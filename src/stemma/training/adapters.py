@@ -4,6 +4,8 @@
     adapter_model.safetensors    base_model.model.<transformers' module>.lora_A.weight, float [rank, in],
                                  base_model.model.<transformers' module>.lora_B.weight, float [out, rank]
 
+    base_model.model.<embedding>.token_adapter.trainable_tokens_delta    float [tokens, width]: rows of single tokens
+
 Where a checkpoint keeps queries, keys and values in one matrix and we in three, three updates of ranks r are published
 as one of rank 3r: its A is theirs above each other, its B is block-diagonal. The other way, all three share A.
 """
@@ -42,11 +44,12 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TASK_TYPES = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 
 _BEGIN = "base_model.model."
+_ROWS = ".token_adapter.trainable_tokens_delta"  # values, whatever the name says
 # What transformers' classes with a head call the stack inside them.
 _STACKS = ("transformer.", "bert.", "glm.")
 # Options of PEFT by which an adapter computes something else than LoRA.
 _UNSUPPORTED = (
-    "use_dora", "lora_bias", "layer_replication", "trainable_token_indices", "target_parameters", "use_bdlora",
+    "use_dora", "lora_bias", "layer_replication", "target_parameters", "use_bdlora",
     "alora_invocation_tokens", "use_qalora", "arrow_config", "kasa_config", "monteclora_config",
 )  # fmt: skip
 # Beginnings that change the base's weights too, which the adapter does not hold.
@@ -60,6 +63,7 @@ def save_adapter(
     task_type: str | None = None,
     *,
     extra: Mapping[str, Tensor] | None = None,
+    tokens: Sequence[int] = (),
 ) -> None:
     """Write the adapters of a model so that PEFT and `load_adapter` put them onto the same base checkpoint.
 
@@ -67,6 +71,8 @@ def save_adapter(
         model: of one of the families; where a head is round it, what is inside. base: folder or hub id of its weights.
         task_type: PEFT's word for the class of transformers that it is for; None: the class of pretraining.
         extra: further trained tensors (a head) by their published names: PEFT's `modules_to_save`.
+        tokens: of a GPT, ids whose embeddings the base does not have: PEFT's `trainable_token_indices`, for which its
+            model must have been given as many tokens (`resize_token_embeddings`).
     Raises:
         InputError: a model without adapters, an unknown task type, or a base whose queries we hold scaled.
         OSError: it could not be written; what was there is untouched.
@@ -86,11 +92,17 @@ def save_adapter(
     for path, (a, b, _) in updates.items():
         begin = _BEGIN + ("" if path.startswith("cls.") else stack) + path  # BERT's heads stand beside the stack
         tensors |= {f"{begin}.lora_A.weight": a, f"{begin}.lora_B.weight": b}
+    matrices = _token_matrices(model) if tokens else {}
+    if task_type not in (None, "CAUSAL_LM"):
+        matrices.pop("lm_head", None)  # transformers' class has none
+    for path, name in matrices.items():
+        begin = _BEGIN + ("" if path == "lm_head" else stack) + path
+        tensors[begin + _ROWS] = model.get_parameter(name)[list(tokens)]
     targets = _shortest_names(updates, table)
     sizes = {path: (len(a), alpha) for path, (a, _, alpha) in updates.items()}
     (rank, alpha), _ = Counter(sizes.values()).most_common(1)[0]
     ranks, alphas = _patterns(sizes, targets, (rank, alpha))
-    content = {
+    content: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": task_type,
         "base_model_name_or_path": str(base),
@@ -105,6 +117,8 @@ def save_adapter(
         "modules_to_save": sorted({name.rpartition(".")[0] for name in extra}) if extra else None,
         "inference_mode": True,
     }
+    if matrices:
+        content["trainable_token_indices"] = {path: list(tokens) for path in matrices}
     directory = Path(directory)
     _create(directory)
     with write_whole(directory / WEIGHTS) as weights, write_whole(directory / CONFIG) as config:
@@ -145,10 +159,14 @@ def load_adapter(model: nn.Module, directory: str | Path) -> dict[str, Tensor]:
                 found = f"{pair[kind].dtype} {list(pair[kind].shape)}".removeprefix("torch.")
                 raise InputError(f"{file}: tensor '{name}' is {found}, model and {CONFIG} make it float {shape}")
         updates.append((table[path].parameters, scale, _split(pair["A"], pair["B"].split(sizes))))
+    rows = _take_rows(config, extra, model, file)
     dropout = float(config.get("lora_dropout") or 0.0)
     model.requires_grad_(False)
     for names, scale, parts in updates:
         _apply(model, names, scale, parts, dropout)
+    with torch.no_grad():
+        for parameter, ids, values in rows:
+            parameter[ids] = values.to(parameter)
     return extra
 
 
@@ -183,6 +201,41 @@ def _published(model: Any, layers: Sequence[str]) -> list[Stored]:
         case BERT():
             return bert_checkpoint.table(model.config)
     return [Stored(f"{name}.weight", (f"{name}.weight",)) for name in layers if name.startswith("blocks.")]
+
+
+def _token_matrices(model: nn.Module) -> dict[str, str]:
+    """Return, by transformers' names of a GPT's modules with a row for each token, our parameters."""
+    rows = {
+        row.name.removesuffix(".weight"): row.parameters[0] for row in _published(model, []) if row.rows is not None
+    }
+    if rows:
+        return rows
+    own = [name for name, _ in model.named_parameters() if name in ("token_embedding.weight", "output.weight")]
+    return {name.removesuffix(".weight"): name for name in own}
+
+
+def _take_rows(
+    config: Mapping[str, Any], extra: dict[str, Tensor], model: nn.Module, file: Path
+) -> list[tuple[nn.Parameter, list[int], Tensor]]:
+    """Take the embeddings of single tokens out of `extra`; return with each matrix which of its rows they are."""
+    wanted = config.get("trainable_token_indices") or {}
+    matrices = _token_matrices(model) if isinstance(model, GPT) else {}
+    given = wanted if isinstance(wanted, dict) else {next(iter(matrices), "the embedding"): wanted}
+    found = []
+    for path, ids in given.items():
+        own = path.removeprefix("transformer.")
+        name = next((name for name in extra if name.endswith(f"{own}{_ROWS}")), None)
+        if own not in matrices or name is None:
+            raise InputError(f"{file.parent / CONFIG}: trainable_token_indices of '{path}', which is not to be found")
+        parameter, values = model.get_parameter(matrices[own]), extra.pop(name)
+        if list(values.shape) != [len(ids), parameter.shape[1]] or not values.is_floating_point():
+            raise InputError(
+                f"{file}: tensor '{name}' is {list(values.shape)}, expected {[len(ids), parameter.shape[1]]}"
+            )
+        if max(ids) >= len(parameter):
+            raise InputError(f"{file}: token {max(ids)} is trained, and the model has {len(parameter)}")
+        found.append((parameter, list(ids), values))
+    return found
 
 
 def _stack(model: Any, task_type: str | None) -> str:

@@ -25,6 +25,7 @@ RECIPE, LOCK = "recipe.yaml", ".lock"
 WRITTEN = (
     (STATES, BEST, "tensorboard", METRICS, "results.json", "task.json", "config.json", "generation_config.json")
     + ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+    + ("adapter_config.json", "adapter_model.safetensors")
     + ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
 )
 
