@@ -80,9 +80,11 @@ def test_lines_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-def shown(plan: Plan, told: list[Any], width: int) -> list[str]:
+def shown(plan: Plan, told: list[Any], width: int, height: int = 50) -> list[str]:
     """The lines of the table after all that was told, as they stand on a terminal."""
-    console = Console(file=io.StringIO(), width=width, height=50, force_terminal=True, color_system=None, record=True)
+    console = Console(
+        file=io.StringIO(), width=width, height=height, force_terminal=True, color_system=None, record=True
+    )
     with live(plan, console) as observer:
         for kind, *content in told:
             getattr(observer, kind)(*content)
@@ -140,3 +142,16 @@ def test_what_is_said_is_shown_at_once() -> None:
         while "learning" not in file.getvalue() and time.monotonic() < end:
             time.sleep(0.02)  # it is drawn four times a second
         assert "learning the tokenizer" in file.getvalue()
+
+
+def test_a_low_terminal_hides_what_is_done_first() -> None:
+    plan = replace(PLAN, arms=tuple(ARMS), seeds=(1, 2))
+    told = [
+        *[("measured", f"{arm}-1", {**MEASURES, "finetuned": {"test": 0.75}}) for arm in ARMS],
+        *[("event", (f"{arm}-2", "pretraining", 1, 10, {"loss": 10.5})) for arm in ARMS],
+    ]
+    found = shown(plan, told, 80, height=20)
+    rows = [line.split() for line in found if line.split()[:1] and line.split()[0] in ARMS]
+    assert len(found) <= 20 and len(rows) == 12
+    assert [row[0] for row in rows if row[1] == "2"] == list(ARMS)  # what runs is there
+    assert any("and 4 more that are done" in line for line in found)

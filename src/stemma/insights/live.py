@@ -20,6 +20,7 @@ from stemma.training.progress import duration
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 24  # of a curve, in characters, where there is room
 _OTHERS = 59  # characters of a row beside the framework's name and the curve
+_AROUND = 8  # lines of the screen beside the rows: messages, header, caption, time
 _SHORT = {"fine-tuning from random weights": "from random"}  # so that a row fits into 80 characters
 _INTERVAL = 5.0  # seconds between plain lines of a job
 
@@ -46,7 +47,7 @@ def live(plan: Plan, console: Console) -> Iterator[Observer]:
     said: list[str] = []
 
     def screen() -> RenderableType:
-        table = _table(plan, rows, console.width)
+        table = _table(plan, rows, console.width, console.height - _AROUND)
         return Group(*map(Text, said[-3:]), table, Text(duration(time.monotonic() - started)))
 
     with Live(screen(), console=console, refresh_per_second=4, transient=True) as display:
@@ -99,7 +100,7 @@ def _take_measures(row: _Row, measures: Mapping[str, Any]) -> None:
     row.measures, row.stage = measures, "done"
 
 
-def _table(plan: Plan, rows: Mapping[str, _Row], width: int) -> Table:
+def _table(plan: Plan, rows: Mapping[str, _Row], width: int, height: int) -> Table:
     names = {arm: ARMS[arm].label for arm in plan.arms}
     if max(map(len, names.values())) + _OTHERS + _WIDTH // 2 > width:
         names = {arm: arm for arm in plan.arms}
@@ -113,11 +114,14 @@ def _table(plan: Plan, rows: Mapping[str, _Row], width: int) -> Table:
         table.add_column(name, no_wrap=True)
     for name in ("class", "choice", "nats", "bits"):
         table.add_column(name, justify="right", no_wrap=True, min_width=6)
-    for seed in plan.seeds:
-        for arm in plan.arms:
-            row = rows[f"{arm}-{seed}"]
-            if seed != plan.seeds[0] and row.stage == "waiting":
-                continue
+    jobs = [(arm, seed, rows[f"{arm}-{seed}"]) for seed in plan.seeds for arm in plan.arms]
+    shown = [job for job in jobs if job[1] == plan.seeds[0] or job[2].stage != "waiting"]
+    done = [job for job in shown if job[2].stage == "done"]
+    hidden = done[: max(len(shown) - height, 0)]  # what a terminal cannot hold flickers
+    if hidden:
+        table.caption = f"and {len(hidden)} more that are done; {caption}"
+    for arm, seed, row in shown:
+        if (arm, seed, row) not in hidden:
             share = f" {100 * row.done // row.steps} %" if row.steps and row.stage != "done" else ""
             loss = f"{row.losses[-1]:.3f}" if row.losses else ""
             stage = _SHORT.get(row.stage, row.stage) + share

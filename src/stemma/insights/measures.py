@@ -42,7 +42,7 @@ def measure_model(model: Any, tokenizer: Tokenizer, plan: Plan, cache: Path) -> 
     texts = [(tokenizer.decode(w).strip(), tokenizer.decode(e).strip()) for w, e in zip(written, expected, strict=True)]
     choices = draw_choices(blanks, 3)
     values = iter(way.choice([option for options in choices for option in options]))
-    right = [int(np.argmax([next(values) for _ in options])) == 0 for options in choices]
+    right = [_is_first_best([next(values) for _ in options]) for options in choices]
     writes = _write_on(model, tokenizer, passages[0][:8])
     several = _several_blanks(model, tokenizer, split, plan) if plan.several_blanks and isinstance(model, GLM) else {}
     return several | {
@@ -62,6 +62,12 @@ def measure_model(model: Any, tokenizer: Tokenizer, plan: Plan, cache: Path) -> 
             for blank, piece in zip(blanks[:6], written, strict=False)
         ],
     }
+
+
+def _is_first_best(scores: Sequence[float]) -> bool:
+    """Return whether the first score is above all others; one that is not a number is above none."""
+    first, *others = scores
+    return first == first and not any(first <= other for other in others)
 
 
 def _write_on(model: Any, tokenizer: Tokenizer, prompt: Sequence[int]) -> dict[str, str] | None:

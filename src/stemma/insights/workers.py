@@ -1,5 +1,6 @@
 """Independent jobs on all processors: one thread a job, so that results do not depend on how many run at once."""
 
+import logging
 import multiprocessing
 import os
 import pickle
@@ -148,6 +149,7 @@ def _serve(work: Callable[[Any, Report], Any], todo: Any, news: Any, parent: int
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    logging.getLogger("stemma").setLevel(logging.ERROR)  # many jobs would say the same
     while (numbered := todo.get()) is not None:
         number, job = numbered
         try:
