@@ -1,5 +1,6 @@
 import io
 import json
+import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from stemma.data import corpora
-from stemma.data.corpora import CorpusSource, find_files, open_corpus, training_texts
+from stemma.data.corpora import CorpusSource, find_files, open_corpus, thinned, training_texts
 from stemma.errors import InputError
 
 
@@ -145,3 +146,13 @@ def test_tokenizer_is_trained_on_the_training_side_only(tmp_path):
     assert everything == rows
     assert set(part) < set(rows) and 330 < len(part) < 385
     assert list(training_texts(CorpusSource(str(path), held_out="elsewhere.txt"))) == rows
+
+
+def test_of_a_large_corpus_a_tokenizer_sees_parts_from_all_over() -> None:
+    texts = [f"{number:05}" for number in range(20_000)]  # a hundred times what is enough
+    kept = list(thinned(texts, enough=1000))
+    assert kept[:200] == texts[:200]
+    assert sum(map(len, kept)) == pytest.approx(1000 * (1 + math.log(100)), abs=5)
+    counts = [sum(start <= int(text) < 2 * start for text in kept) for start in (1250, 2500, 5000, 10_000)]
+    assert all(count == pytest.approx(200 * math.log(2), abs=1.5) for count in counts)
+    assert list(thinned(texts)) == texts

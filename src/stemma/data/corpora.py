@@ -4,9 +4,10 @@ import functools
 import glob
 import hashlib
 import json
+import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -125,6 +126,19 @@ def training_texts(source: CorpusSource, cache: Path | None = None) -> Iterator[
     for held_out, piece in divide(corpus.pieces(_ignore), split):
         if not held_out:
             yield piece.text
+
+
+def thinned(texts: Iterable[str], enough: int = 2**27) -> Iterator[str]:
+    """Yield `enough` characters and, of what follows, as small a part as they are of all so far: 600 million of 5 GB.
+
+    For training a tokenizer that is as good as the whole, and comes from all over it.
+    """
+    seen = kept = 0
+    for text in texts:
+        seen += len(text)
+        if kept < enough * (1 + math.log(max(seen / enough, 1.0))):
+            kept += len(text)
+            yield text
 
 
 def find_files(what: str) -> list[Path]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stemma import families
 from stemma.data.content_hashes import digest
-from stemma.data.corpora import CorpusSource, open_corpus, training_texts
+from stemma.data.corpora import CorpusSource, open_corpus, thinned, training_texts
 from stemma.data.packing import PackedSequences
 from stemma.data.shards import prepare
 from stemma.data.tokenized_corpus import TokenizedCorpus
@@ -173,7 +173,7 @@ def find_tokenizer(
     folder = cache / "tokenizers" / key
     if not (folder / "tokenizer.json").is_file():
         report("training the tokenizer", 0, 0)
-        tokenizer = train_tokenizer(training_texts(source, cache), wanted.kind, wanted.vocabulary)
+        tokenizer = train_tokenizer(thinned(training_texts(source, cache)), wanted.kind, wanted.vocabulary)
         try:
             with write_whole(folder) as temporary:
                 tokenizer.save(temporary)
