@@ -1,29 +1,169 @@
-"""`stemma evaluate`: how well a model predicts a text."""
+"""`stemma evaluate`: how well a model predicts a text, or a fine-tuned one does its task."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from stemma.finetuning.recipe import DataRecipe
+
+# Options that only one of the two evaluations has, with their defaults.
+OF_TEXT: dict[str, Any] = {"field": "text", "documents": "file", "length": None, "batch_size": 8}
+OF_TASK: dict[str, Any] = {
+    "text": "text",
+    "pair": None,
+    "label": "label",
+    "source": "source",
+    "target": "target",
+    "question": None,
+    "choices": "choices",
+    "header": True,
+    "quotes": True,
+    "predictions": None,
+}
+_TEXT, _TASK = "Of a language model", "Of a fine-tuned model"
 
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="A checkpoint directory or a Hugging Face hub id.", metavar="MODEL")],
     corpus: Annotated[
-        str, typer.Argument(help="File, folder, glob, '-', hf:owner/name, or 'python'.", metavar="CORPUS")
+        str,
+        typer.Argument(
+            help="File, folder, glob, '-', hf:owner/name, or 'python'; of a fine-tuned model labelled examples as "
+            "`stemma finetune --train` takes them.",
+            metavar="CORPUS",
+        ),
     ] = "python",
-    field: Annotated[str, typer.Option(help="Field of JSONL, CSV or Parquet rows that holds the text.")] = "text",
-    documents: Annotated[str, typer.Option(help="What a document is in text files: file, paragraph, line.")] = "file",
-    length: Annotated[int | None, typer.Option(min=2, help="Tokens per window; default: the model's context.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Windows scored at once.")] = 8,
+    field: Annotated[
+        str, typer.Option(help="Field of JSONL, CSV or Parquet rows that holds the text.", rich_help_panel=_TEXT)
+    ] = OF_TEXT["field"],
+    documents: Annotated[
+        str, typer.Option(help="What a document is in text files: file, paragraph, line.", rich_help_panel=_TEXT)
+    ] = OF_TEXT["documents"],
+    length: Annotated[
+        int | None, typer.Option(min=2, help="Tokens per window; default: the model's context.", rich_help_panel=_TEXT)
+    ] = OF_TEXT["length"],
+    batch_size: Annotated[int, typer.Option(min=1, help="Windows scored at once.", rich_help_panel=_TEXT)] = OF_TEXT[
+        "batch_size"
+    ],
+    text: Annotated[str, typer.Option(help="Column with the text.", rich_help_panel=_TASK)] = OF_TASK["text"],
+    pair: Annotated[
+        str | None, typer.Option(help="Column with the second text of a pair.", rich_help_panel=_TASK)
+    ] = OF_TASK["pair"],
+    label: Annotated[str, typer.Option(help="Column with the label.", rich_help_panel=_TASK)] = OF_TASK["label"],
+    source: Annotated[str, typer.Option(help="Of text: column with what is read.", rich_help_panel=_TASK)] = OF_TASK[
+        "source"
+    ],
+    target: Annotated[
+        str, typer.Option(help="Of text: column with what is to be written.", rich_help_panel=_TASK)
+    ] = OF_TASK["target"],
+    question: Annotated[
+        str | None, typer.Option(help="Of choice: columns with the question, commas between.", rich_help_panel=_TASK)
+    ] = OF_TASK["question"],
+    choices: Annotated[
+        str,
+        typer.Option(
+            help="Of choice: a column with a list of texts, or several, commas between.", rich_help_panel=_TASK
+        ),
+    ] = OF_TASK["choices"],
+    header: Annotated[
+        bool, typer.Option("--header/--no-header", help="CSV and TSV name their columns.", rich_help_panel=_TASK)
+    ] = OF_TASK["header"],
+    quotes: Annotated[
+        bool, typer.Option("--quotes/--no-quotes", help="Quotes in CSV and TSV enclose.", rich_help_panel=_TASK)
+    ] = OF_TASK["quotes"],
+    predictions: Annotated[
+        Path | None,
+        typer.Option(help="Write each example with its prediction to this .jsonl or .csv.", rich_help_panel=_TASK),
+    ] = OF_TASK["predictions"],
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")] = False,
 ) -> None:
-    """Score a text: loss, perplexity, and bits per byte, which can be compared between tokenizers.
+    """Score a text by a language model, or labelled examples by a model that `stemma finetune` wrote.
 
-    Every token of every document is scored once, with at least a quarter of a window of context where there is one.
+    Of a text: loss, perplexity, and bits per byte, which can be compared between tokenizers. Every token of every
+    document is scored once, with at least a quarter of a window of context where there is one. Of labelled examples:
+    the metrics of the model's task.
 
-    Example: [bold]stemma evaluate runs/tiny my-book.txt[/bold]
+    Examples: [bold]stemma evaluate runs/tiny my-book.txt[/bold],
+    [bold]stemma evaluate runs/finetune-bert/best test.csv --text sentence --predictions said.csv[/bold]
     """
+    from stemma.finetuning.evaluating import is_finetuned
+
+    given = locals()
+    finetuned = is_finetuned(model)
+    _refuse(model, given, OF_TEXT if finetuned else OF_TASK, finetuned)
+    if finetuned:
+        _of_task(model, corpus, _data(corpus, given), predictions, device, as_json)
+    else:
+        _of_text(model, corpus, {name: given[name] for name in OF_TEXT}, device, as_json)
+
+
+def _refuse(model: str, given: dict[str, Any], others: dict[str, Any], finetuned: bool) -> None:
+    """Raise InputError for an option that this evaluation does not have."""
+    from stemma.errors import InputError
+
+    wrong = next((name for name, default in others.items() if given[name] != default), None)
+    if wrong is not None:
+        option = wrong.replace("_", "-")
+        kind = "fine-tuned" if finetuned else "no fine-tuned model"
+        of = "texts that a language model scores" if finetuned else "labelled examples"
+        raise InputError(f"--{option}: {model} is {kind}, and this option is of {of}")
+
+
+def _data(corpus: str, given: dict[str, Any]) -> "DataRecipe":
+    from stemma.finetuning.recipe import DataRecipe
+
+    return DataRecipe(train=corpus, **{name: given[name] for name in OF_TASK if name != "predictions"})
+
+
+def _of_task(model: str, corpus: str, data: "DataRecipe", predictions: Path | None, device: str, as_json: bool) -> None:
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from stemma.cli.devices import device_named
+    from stemma.finetuning.evaluating import check_predictions, evaluate, write_predictions
+    from stemma.training.hardware import prepare_processor
+
+    if predictions is not None:
+        check_predictions(predictions)
+    prepare_processor()
+    found = evaluate(model, data, device=device_named(device))
+    if predictions is not None:
+        try:
+            write_predictions(found, predictions)
+        except OSError as error:
+            typer.echo(f"error: --predictions {predictions}: {error.strerror or error}", err=True)
+            raise typer.Exit(1) from error
+    metrics = dict(found.reached.metrics)
+    summary: dict[str, Any] = {"model": model, "corpus": corpus, "task": found.task.kind}
+    summary |= {"examples": found.reached.examples, "loss": found.reached.loss, "metrics": metrics}
+    if found.majority is not None:
+        summary["majority"] = found.majority
+    if found.signatures:
+        summary["signatures"] = found.signatures
+    if predictions is not None:
+        summary["predictions"] = str(predictions)
+    if as_json:
+        print(json.dumps(summary))
+        return
+    console = Console()
+    table = Table(title=f"{model} on {corpus}: {found.task.kind}", title_justify="left")
+    numbers = metrics | ({} if found.majority is None else {"majority": found.majority}) | {"loss": summary["loss"]}
+    for name in ("examples", *numbers):
+        table.add_column(name.replace("_", " "), justify="right")
+    table.add_row(f"{found.reached.examples:,}", *(f"{number:.4f}" for number in numbers.values()))
+    console.print(table)
+    for name, signature in found.signatures.items():
+        console.print(f"{name}: {signature}", highlight=False, markup=False, soft_wrap=True)
+    if predictions is not None:
+        console.print(f"predictions: {predictions}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _of_text(model: str, corpus: str, options: dict[str, Any], device: str, as_json: bool) -> None:
     import json
     from dataclasses import asdict
 
@@ -36,8 +176,8 @@ def evaluate(
 
     prepare_processor()
     network, tokenizer = load(model, device=device_named(device)), load_tokenizer(model)
-    source = CorpusSource(corpus, field=field, documents=documents, held_out=0.0)
-    result = score_text(network, tokenizer, source, length=length, batch_size=batch_size)
+    source = CorpusSource(corpus, field=options["field"], documents=options["documents"], held_out=0.0)
+    result = score_text(network, tokenizer, source, length=options["length"], batch_size=options["batch_size"])
     if as_json:
         print(json.dumps({"model": model, "corpus": corpus, **asdict(result)}))
         return

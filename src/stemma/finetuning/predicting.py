@@ -12,7 +12,7 @@ from stemma.data.tokenizers import Tokenizer
 from stemma.errors import InputError
 from stemma.finetuning.checkpoint import TaskDescription, load_finetuned
 from stemma.finetuning.heads import WithHead
-from stemma.finetuning.measuring import scores_of
+from stemma.finetuning.measuring import answers_of, scores_of
 from stemma.finetuning.objectives import objective_of
 from stemma.finetuning.task_data import Examples
 
@@ -45,13 +45,17 @@ def predict(
     backbone = network.backbone if isinstance(network, WithHead) else network
     objective = objective_of(backbone, tokenizer, task)
     examples = objective.encode(data, tokenizer)
-    if task.kind == "regression":
-        return scores_of(network, objective, examples).squeeze(1).tolist()
+    if task.kind in ("classification", "regression"):
+        return named(answers_of(scores_of(network, objective, examples), task.label_names), task)
+    return named(objective.predict(network, examples), task)
+
+
+def named(answers: Sequence[Any], task: TaskDescription) -> list[Any]:
+    """Return answers with the names of classes and tags instead of their indices."""
     names = task.label_names
     if task.kind == "classification":
-        return [names[label] for label in scores_of(network, objective, examples).argmax(1).tolist()]
-    answers = objective.predict(network, examples)
-    return [[names[tag] for tag in tags] for tags in answers] if task.kind == "tagging" else answers
+        return [names[label] for label in answers]
+    return [[names[tag] for tag in tags] for tags in answers] if task.kind == "tagging" else list(answers)
 
 
 def _as_data(inputs: Sequence[Any], task: TaskDescription) -> LabelledData:

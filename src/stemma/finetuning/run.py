@@ -15,13 +15,12 @@ from stemma.data.content_hashes import digest
 from stemma.data.labelled import LabelledData, leakage
 from stemma.data.tokenizers import Tokenizer, load_tokenizer
 from stemma.errors import InputError, closest
-from stemma.evaluation.texts import score_translations
 from stemma.families.directory import read_config, resolve
 from stemma.files import write_whole
 from stemma.finetuning.adapted import adapt
 from stemma.finetuning.checkpoint import TaskDescription, load_finetuned, save_finetuned, shape_of_head
 from stemma.finetuning.heads import WithHead
-from stemma.finetuning.measuring import measure
+from stemma.finetuning.measuring import majority, measure, signatures
 from stemma.finetuning.objectives import formulation_of, objective_of
 from stemma.finetuning.reading import prepared
 from stemma.finetuning.recipe import DECISIVE, WRITTEN, FineTuningRecipe, read_recipe
@@ -274,12 +273,10 @@ def _results(out: Path, recipe: FineTuningRecipe, splits: Splits, outcome: Outco
             continue
         reached = measure_directory(out / BEST, part)
         results[name] = {**asdict(reached), "metrics": dict(reached.metrics)}
-        if "bleu" in reached.metrics:
-            # How BLEU was counted, without which it says little; the same for any texts.
-            results["signatures"] = score_translations(["text"], ["text"]).signatures
-        if part.label_names:
-            counts = part.label_counts.values()
-            results[name]["majority"] = max(counts) / sum(counts)
+        if counted := signatures(reached.metrics):
+            results["signatures"] = counted
+        if (constant := majority(part)) is not None:
+            results[name]["majority"] = constant
     with write_whole(out / RESULTS) as temporary:
         temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return results
