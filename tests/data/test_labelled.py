@@ -109,7 +109,8 @@ def test_label_first_text(tmp_path: Path) -> None:
         (
             "a.bin",
             "",
-            ": not a table by its name; expected .csv, .tsv, .jsonl, .parquet, or .txt of label-first text",
+            ": not a table by its name; expected .csv, .tsv, .jsonl, .parquet, .txt of label-first text, or a data "
+            "set: a folder or hf:owner/name",
         ),
         ("a.txt", b"0 caf\xe9\n", ": not UTF-8 at byte 5 (0xe9, invalid continuation byte); expected UTF-8 text"),
     ],

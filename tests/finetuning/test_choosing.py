@@ -129,6 +129,11 @@ def test_options_in_columns_and_with_names(tmp_path: Path) -> None:
     named = tmp_path / "a.jsonl"
     named.write_text('{"choices": {"text": ["x", "y"], "label": ["1", "2"]}, "label": "1"}')
     assert read_choices(named, question=None, choices="choices", label="label")[1] == [0]
+    # COPA's label of the hub has the columns' names; of columns without names the label is an index.
+    table.write_text("premise,choice1,choice2,label\nIt rained,wet,dry,choice2\nSun,x,y,choice1\n")
+    assert read_choices(table, question="premise", choices="choice1,choice2", label="label")[1] == [1, 0]
+    table.write_text("wet,dry,1\nx,y,1\n")
+    assert read_choices(table, question=None, choices="1,2", label="3", header=False)[1] == [1, 1]
 
 
 @pytest.mark.parametrize(

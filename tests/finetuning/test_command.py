@@ -103,6 +103,50 @@ def test_a_classification_prints_what_it_reached_and_again_does_nothing(run, tmp
     assert (Path(out) / "best" / "model.safetensors").read_bytes() == before
 
 
+def test_data_sets_of_the_library_datasets(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    names = datasets.ClassLabel(names=["bad", "good"])
+    whole = datasets.Dataset.from_dict({"sentence": PARTS, "kind": [number % 2 for number in range(len(PARTS))]})
+    whole = whole.cast_column("kind", names)
+    splits = datasets.DatasetDict(train=whole.select(range(6)), validation=whole.select(range(6, 10)))
+    splits.save_to_disk(tmp_path / "saved")
+    (tmp_path / "parquet").mkdir()
+    for split, part in splits.items():
+        part.to_parquet(tmp_path / "parquet" / f"{split}.parquet")
+    model, results = str(directory_of("bert", tmp_path)), []
+    for form in ("saved", "parquet"):
+        out, data = str(tmp_path / f"run-{form}"), str(tmp_path / form)
+        arguments = (model, *STEPS, "--train", data, "--text", "sentence", "--label", "kind", "--out", out, "--json")
+        code, printed, error = run(*arguments, "--dev", f"{data}:validation")
+        assert code == 0 and "6 examples, 4 to choose" in error and "bad 3, good 3" in error
+        results.append(json.loads(printed)["dev"])
+        assert json.loads((Path(out) / "best" / "config.json").read_text())["id2label"] == {"0": "bad", "1": "good"}
+    assert results[0] == results[1] and results[0]["examples"] == 4
+    code, _, error = run(*arguments, "--dev", data)
+    assert code == 2 and f"{data}: which of its splits? Expected one behind it, such as {data}:validation" in error
+
+
+def test_tags_and_answers_of_data_sets(run, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    tags = datasets.Features({"tokens": [datasets.Value("string")], "tags": [datasets.ClassLabel(names=["O", "B-X"])]})
+    columns = {"tokens": [part.split() for part in PARTS], "tags": [[0, 1] * 2] * len(PARTS)}
+    datasets.Dataset.from_dict(columns, tags).save_to_disk(tmp_path / "tagged")
+    answers = [{"text": [part.split()[0]], "answer_start": [0]} for part in PARTS]
+    columns = {"question": ["who"] * len(PARTS), "context": PARTS, "answers": answers}
+    datasets.Dataset.from_dict(columns).save_to_disk(tmp_path / "asked")
+    model = str(directory_of("bert", tmp_path))
+    for task, data, options in (
+        ("tagging", "tagged", ["--text", "tokens", "--label", "tags"]),
+        ("answering", "asked", []),
+    ):
+        data, out = str(tmp_path / data), str(tmp_path / f"run-{task}")
+        arguments = (model, *STEPS, "--train", data, "--dev", data, "--task", task, "--out", out, *options, "--json")
+        code, printed, error = run(*arguments)
+        assert code == 0, error
+        assert json.loads(printed)["dev"]["examples"] == len(PARTS)
+
+
 def test_an_interrupted_run_says_so_and_goes_on(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Interrupting(ConsoleDisplay):
         def step(self, step: int, values: Mapping[str, float]) -> None:

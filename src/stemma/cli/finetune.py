@@ -21,7 +21,8 @@ def finetune(
         str,
         typer.Option(
             help="Labelled examples: CSV, TSV, JSONL, Parquet, or .txt with a label first on each line; of tagging, "
-            "CoNLL's columns; of text also two files of lines, SOURCE,TARGET; of answering SQuAD's JSON."
+            "CoNLL's columns; of text also two files of lines, SOURCE,TARGET; of answering SQuAD's JSON. Or a data "
+            "set: hf:owner/name[:config][:split], or a folder (of save_to_disk, or of Parquet) [:split]."
         ),
     ] = ...,  # type: ignore[assignment]
     dev: Annotated[
@@ -56,7 +57,8 @@ def finetune(
     everywhere. Texts are written by GPT, T5, GLM and UniLM. Options are scored by an output layer, by GLM and T5 by
     their likelihood. Answers are pointed at, by GLM and T5 written. The same command again goes on where a run stopped.
 
-    Example: stemma finetune runs/bert --train train.csv --dev dev.csv --text sentence --label label
+    Example: stemma finetune runs/bert --train train.csv --dev dev.csv --text sentence --label label,
+    or --train hf:nyu-mll/glue:rte --dev hf:nyu-mll/glue:rte:validation --text sentence1 --pair sentence2
     """
     from rich.console import Console
 

@@ -7,7 +7,7 @@ The schemes, for "Lake Constance" followed at once by "Bodensee" and then by a w
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from stemma.data.tables import numbered_lines
@@ -45,13 +45,24 @@ def read_conll(path: Path, *, word_column: int = 1, label_column: int | None = N
         places.append([number for number, _ in rows])
     if not sentences:
         raise InputError(f"{path}: no sentences; expected a word and its label on each line")
+    return in_iob2(sentences, lambda sentence, word: f"{path}, line {places[sentence][word]}")
+
+
+def in_iob2(sentences: list[TaggedSentence], origin: Callable[[int, int], str]) -> list[TaggedSentence]:
+    """Return sentences with entity tags in IOB2; as they are if no tag is an entity's.
+
+    Args:
+        origin: of the label of a sentence's word, both counted from 0, for the error.
+    Raises:
+        InputError: a tag that is of no scheme while others are.
+    """
     if detect_scheme(tags for _, tags in sentences) is None:
         return sentences
-    for (_, tags), numbers in zip(sentences, places, strict=True):
-        for tag, number in zip(tags, numbers, strict=True):
+    for sentence, (_, tags) in enumerate(sentences):
+        for word, tag in enumerate(tags):
             if tag != "O" and not ENTITY_TAG.fullmatch(tag):
                 raise InputError(
-                    f"{path}, line {number}: label '{tag[:40]}'; expected O, or B-, I-, E- or S- and a type"
+                    f"{origin(sentence, word)}: label '{tag[:40]}'; expected O, or B-, I-, E- or S- and a type"
                 )
     return [(words, to_iob2(tags)) for words, tags in sentences]
 

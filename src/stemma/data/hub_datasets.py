@@ -31,7 +31,7 @@ class HubCorpus:
         origin = f"{PREFIX}{self.name}"
         row_number = 0
         try:
-            rows = _datasets().load_dataset(
+            rows = import_datasets().load_dataset(
                 self.name, self.config, split=self.split, revision=self.revision, streaming=True
             )
             for row_number, row in enumerate(rows, start=1):
@@ -41,7 +41,7 @@ class HubCorpus:
         except InputError:
             raise
         except Exception as error:  # whatever the network library beneath raises
-            raise InputError(f"{origin}: cannot be read after row {row_number} ({_first_line(error)})") from None
+            raise InputError(f"{origin}: cannot be read after row {row_number} ({first_line(error)})") from None
 
     def fingerprint(self, cache: Path, count: Count) -> str:
         """Identifies the content: the data set's revision, and the part of it."""
@@ -52,30 +52,43 @@ class HubCorpus:
 
 
 def open_hub_corpus(what: str, field: str) -> HubCorpus:
-    """Open `hf:owner/name[:config][:split]`; with one part after the name, it is a split if it is named like one."""
+    """Open `hf:owner/name[:config][:split]` (see `taken_apart`)."""
+    name, config, split = taken_apart(what)
+    return HubCorpus(name, config, split or "train", _revision(name), field)
+
+
+def taken_apart(what: str) -> tuple[str, str | None, str | None]:
+    """Return name, configuration and split of `hf:owner/name[:config][:split]`, None for those that are not there.
+
+    With one part after the name, it is a split if it is named like one.
+
+    Raises:
+        InputError: no name, or more parts.
+    """
     name, *parts = what.removeprefix(PREFIX).split(":")
     if not name or len(parts) > 2:
         raise InputError(f"{what}: expected {PREFIX}owner/name, {PREFIX}owner/name:config or with :split after that")
     if len(parts) == 1 and parts[0] in SPLIT_NAMES:
         parts = ["", parts[0]]
     config, split = (parts + ["", ""])[:2]
-    return HubCorpus(name, config or None, split or "train", _revision(name), field)
+    return name, config or None, split or None
 
 
 def _revision(name: str) -> str:
     from huggingface_hub import HfApi
 
-    _datasets()  # say first if the extra is missing
+    import_datasets()  # say first if the extra is missing
     try:
         return str(HfApi().dataset_info(name).sha)
     except Exception as error:  # whatever the network library beneath raises
         raise InputError(
-            f"{PREFIX}{name}: the hub does not give it ({_first_line(error)}); offline, give the folder of a data set "
+            f"{PREFIX}{name}: the hub does not give it ({first_line(error)}); offline, give the folder of a data set "
             "saved with save_to_disk"
         ) from None
 
 
-def _datasets() -> Any:
+def import_datasets() -> Any:
+    """Return the library; raise InputError where it is missing."""
     try:
         import datasets
     except ImportError:
@@ -83,5 +96,6 @@ def _datasets() -> Any:
     return datasets
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message."""
     return str(error).strip().split("\n")[0]

@@ -51,7 +51,7 @@ def read_labelled(
     names of the training set; without these by falling frequency, equally frequent ones by name.
 
     Args:
-        path: a table as `read_rows` reads it, as are `header` and `quotes`.
+        path: a table or data set as `read_rows` reads it, as are `header` and `quotes`.
         text, pair, label: names of columns; numbers from "1" where there is no header.
         regression: labels are numbers to predict and have no names.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stemma.data.byte_streams import COMPRESSIONS, byte_chunks, text_chunks
+from stemma.data.dataset_rows import dataset_rows, is_dataset
 from stemma.data.documents import lines
 from stemma.data.readers import LARGEST_CSV_FIELD, format_of
 from stemma.errors import InputError
@@ -24,12 +25,15 @@ def read_rows(path: Path, *, header: bool = True, quotes: bool = True) -> Iterat
     lines are no rows. The columns of CSV, TSV and label-first text hold strings, those of the others what was stored.
 
     Args:
+        path: a file, or a data set as dataset_rows.py takes it.
         header: whether the first row of CSV and TSV names the columns; otherwise they are "1", "2" and so on.
         quotes: whether a quote in CSV and TSV encloses a field; False takes it as a character like any other.
 
     Raises:
         InputError: the file cannot be read, is of no such format, or a row is broken; names the file and the line.
     """
+    if is_dataset(path):
+        return dataset_rows(path)
     file_format = format_of(path)
     if file_format in ("csv", "tsv"):
         return _csv_rows(path, "," if file_format == "csv" else "\t", header, quotes)
@@ -40,7 +44,8 @@ def read_rows(path: Path, *, header: bool = True, quotes: bool = True) -> Iterat
     if file_format == "text":
         return _label_first_rows(path)
     raise InputError(
-        f"{path}: not a table by its name; expected .csv, .tsv, .jsonl, .parquet, or .txt of label-first text"
+        f"{path}: not a table by its name; expected .csv, .tsv, .jsonl, .parquet, .txt of label-first text, or a data "
+        "set: a folder or hf:owner/name"
     )
 
 

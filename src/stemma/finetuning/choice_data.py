@@ -22,13 +22,13 @@ def read_choices(
 ) -> tuple[list[tuple[str, ...]], list[int]]:
     """Return (question, option, option, ...) of each row, and which option is right, counted from 0.
 
-    Labels are read alike in a whole file: as names of the options, else as their texts, else as indices from 0, else
-    as letters.
+    Labels are read alike in a whole file: as names of the options (of their columns), else as their texts, else as
+    indices from 0, else as letters.
 
     Args:
         question: columns with a comma between, whose texts are joined by blanks; None: there are only options.
         choices: a column with a list of texts, or with {"text": [...], "label": [...]} where labels are names of the
-            options; or several columns of a text each with commas between, blank ones last where a row has fewer.
+            options; or several columns of a text each, with commas between, blank ones last where a row has fewer.
         label: column. header, quotes: see `read_rows`.
     Raises:
         InputError: a column that is missing or holds something else, fewer than two options, a label that is none of
@@ -53,7 +53,9 @@ def _options(row: Mapping[str, Any], columns: Sequence[str], origin: str) -> tup
         cells = [_column(row, column, origin) for column in columns]
         while cells and (cells[-1] is None or cells[-1] == ""):
             cells.pop()
-        return [_text(cell, column, origin) for cell, column in zip(cells, columns, strict=False)], []
+        # A number would be taken for an index too.
+        names = [] if any(column.isdecimal() for column in columns) else list(columns[: len(cells)])
+        return [_text(cell, column, origin) for cell, column in zip(cells, columns, strict=False)], names
     value = _column(row, columns[0], origin)
     names = value.get("label", []) if isinstance(value, dict) else []
     texts = value.get("text") if isinstance(value, dict) else value

@@ -103,10 +103,12 @@ class DataRecipe(Section):
 
     Args:
         train: a table; of tagging, a file in CoNLL's columns; of texts, also two files of lines with a comma between,
-            "train.de,train.en"; of answering, SQuAD's JSON.
-        dev: another, or the share of `train` that is held out to choose the best weights.
+            "train.de,train.en"; of answering, SQuAD's JSON; of all a data set, "hf:owner/name[:config][:split]" or a
+            folder (see `stemma.data.dataset_rows`), of whose classes the names are taken.
+        dev: another, or the share of `train` that is held out to choose the best weights. Of a data set with a split.
         test: another that is looked at once, at the end; None: none.
-        text, pair, label: columns; of CoNLL's numbers from 1, default the first and the last.
+        text, pair, label: columns; of CoNLL's numbers from 1, default the first and the last; of a data set to tag,
+            those with the lists of words and of tags.
         source, target: columns, of texts.
         question, choices: columns, of choices (see `choice_data.read_choices`).
         header, quotes: of CSV and TSV.

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from stemma.data.conll import ENTITY_TAG, read_conll
+from stemma.data.dataset_rows import is_dataset, needs_split
 from stemma.data.labelled import LabelledData, read_labelled, split_by_hash
 from stemma.data.parallel_texts import read_parallel
 from stemma.data.readers import check_unicode, missing_field
 from stemma.data.squad import read_squad
 from stemma.data.tables import read_rows
+from stemma.data.tagged_rows import read_questions, read_tagged
 from stemma.errors import InputError, closest
 from stemma.finetuning.choice_data import read_choices
 from stemma.finetuning.recipe import DataRecipe, Kind
@@ -40,13 +42,17 @@ class Examples(LabelledData):
 
 
 def read_examples(path: str, kind: Kind, data: DataRecipe, train: LabelledData | None = None) -> LabelledData:
-    """Read one file of a task.
+    """Read one file or data set of a task.
 
     Args:
+        path: see `recipe.DataRecipe`.
         train: the training set, whose labels are the only ones; None: this is it.
     Raises:
         InputError: a file that does not hold what the task needs; names the place.
     """
+    if train is not None and is_dataset(path) and needs_split(path):
+        # "train" would be measured on what was learned.
+        raise InputError(f"{path}: which of its splits? Expected one behind it, such as {path}:validation")
     if kind == "tagging":
         return _tagged(path, data, train)
     if kind == "text":
@@ -88,11 +94,12 @@ def selected(data: LabelledData, numbers: Sequence[Any]) -> LabelledData:
 
 
 def _tagged(path: str, data: DataRecipe, train: LabelledData | None) -> Examples:
-    columns = {
-        "word_column": _number(data.text, "data.text", default="text") or 1,
-        "label_column": _number(data.label, "data.label", default="label"),
-    }
-    sentences = read_conll(Path(path), **columns)  # type: ignore[arg-type]
+    if is_dataset(path):
+        sentences = read_tagged(path, words=data.text, tags=data.label)
+    else:
+        word = _number(data.text, "data.text", default="text") or 1
+        tag = _number(data.label, "data.label", default="label")
+        sentences = read_conll(Path(path), word_column=word, label_column=tag)
     names = _tag_names([tags for _, tags in sentences]) if train is None else train.label_names
     index_of = {name: index for index, name in enumerate(names)}
     for _, tags in sentences:
@@ -117,7 +124,7 @@ def _pairs(path: str, data: DataRecipe) -> Examples:
 
 
 def _asked(path: str) -> Examples:
-    squad = read_squad(Path(path))
+    squad = read_questions(path) if is_dataset(path) else read_squad(Path(path))
     if squad.misfits:
         warnings.warn(
             f"{path}: {squad.misfits:,} answers do not stand where it says they do", UserWarning, stacklevel=3
