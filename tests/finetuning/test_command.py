@@ -201,3 +201,33 @@ def test_a_mistake_is_one_line(run, tmp_path: Path) -> None:
     assert code != 0 and "a BERT does not write texts" in error
     code, _, error = run(model, "--train", train, "--dev", train, "--task", "tag", "--out", str(tmp_path / "run"))
     assert code != 0 and "task.kind" in error
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+@pytest.mark.parametrize(
+    ("task", "name", "content"),
+    [
+        ("classification", "train.csv", "text,label\nthe dog,a\nun café,b\n"),
+        ("classification", "train.tsv", "text\tlabel\nthe dog\ta\nun café\tb\n"),
+        ("classification", "train.txt", "a the dog\nb un café\n"),
+        ("classification", "train.jsonl", '{"text": "the dog", "label": "a"}\n{"text": "un café", "label": "b"}\n'),
+        ("choice", "train.csv", "q,choices,label\nthe dog,a,0\nun café,b,0\n"),
+        ("tagging", "train.conll", "the O\ndog O\n\ncafé B-X\n"),
+        ("text", "train.csv", "source,target\nthe dog,a\nun café,b\n"),
+        ("text", "train.de,train.en", "the dog\nun café\n"),
+        ("answering", "train.json", '{"data": [{"title": "café"}]}'),
+    ],
+)
+def test_a_file_that_is_not_utf_8_is_one_line(
+    run, encoding: str, task: str, name: str, content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    directory_of("bert", tmp_path)
+    for file in name.split(","):
+        Path(file).write_bytes(content.encode(encoding))
+    code, printed, error = run("bert", "--train", name, "--task", task, "--out", "run")
+    bad = content.encode(encoding)
+    place, byte = (bad.index(b"\xe9"), "0xe9") if encoding == "latin-1" else (0, "0xff")
+    assert code == 2 and not printed and error.count("\n") == 1
+    assert error.startswith(f"error: {name.split(',')[0]}: not UTF-8 at byte {place} ({byte}")
+    assert not Path("run").exists()
