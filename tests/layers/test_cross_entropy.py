@@ -95,3 +95,16 @@ def test_no_gradient_is_formed_without_grad_mode(monkeypatch):
         assert linear_cross_entropy(hidden, weight, targets) == expected.detach()
     with pytest.raises(TypeError):
         linear_cross_entropy(hidden, weight, targets)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_label_smoothing(monkeypatch, biased):
+    monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", 64 * 4 * VOCABULARY)
+    hidden, weight, targets = problem(0.4)
+    bias = torch.randn(VOCABULARY, requires_grad=True) if biased else None
+    inputs = [hidden, weight, *([bias] if biased else [])]
+    loss = linear_cross_entropy(hidden, weight, targets, bias=bias, label_smoothing=0.3)
+    expected = F.cross_entropy(F.linear(hidden, weight, bias), targets, label_smoothing=0.3)
+    torch.testing.assert_close(loss, expected, atol=1e-6, rtol=1e-6)
+    for ours, theirs in zip(torch.autograd.grad(loss, inputs), torch.autograd.grad(expected, inputs), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-7, rtol=1e-5)

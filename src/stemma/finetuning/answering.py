@@ -83,7 +83,7 @@ class Spans(HeadObjective):
         batch = reading.collate(examples)
         return {**batch, "labels": torch.from_numpy(np.stack([example["labels"] for example in examples]))}
 
-    def nll(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    def nll(self, logits: Tensor, batch: Mapping[str, Tensor], label_smoothing: float = 0.0) -> Tensor:
         """Return the sum over windows of the mean of both cross-entropies, float32 []."""
         padded = _by_window(logits, batch)
         ends = (F.cross_entropy(padded[..., end], batch["labels"][:, end], reduction="sum") for end in (0, 1))

@@ -59,9 +59,15 @@ def by_example(scores: Tensor, options: Tensor) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=-torch.inf)
 
 
-def choice_nll(scores: Tensor, batch: Batch) -> Tensor:
+def choice_nll(scores: Tensor, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
     """Return the summed cross-entropy over each example's own options, float32 []."""
-    return F.cross_entropy(by_example(scores, batch["options"]), batch["labels"], reduction="sum")
+    padded = by_example(scores, batch["options"])
+    nll = F.cross_entropy(padded, batch["labels"], reduction="sum")
+    if not label_smoothing:
+        return nll
+    inside = torch.arange(padded.shape[1], device=padded.device) < batch["options"].unsqueeze(1)
+    means = padded.log_softmax(1).where(inside, 0).sum(1) / batch["options"]
+    return torch.lerp(nll, -means.sum(), label_smoothing)
 
 
 @dataclass(frozen=True)
@@ -82,9 +88,9 @@ class HeadChoosing(Choosing, HeadObjective):
         """Return what `reading.collate` makes of all rows; `options` and `labels`, int64 [batch]."""
         return {**reading.collate([row for example in examples for row in example["rows"]]), **_labels(examples)}
 
-    def nll(self, logits: Tensor, batch: Batch) -> Tensor:
+    def nll(self, logits: Tensor, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
         """See `choice_nll`."""
-        return choice_nll(logits.squeeze(1), batch)
+        return choice_nll(logits.squeeze(1), batch, label_smoothing)
 
     def option_scores(self, model: Any, batch: Batch) -> Tensor:
         """See `Choosing`."""
@@ -97,11 +103,13 @@ class LikelihoodChoosing(Choosing):
 
     Args:
         pattern: of what is read before the option, with {question}. longest: most tokens of question and option.
+        label_smoothing: in training, share of each target that is spread evenly over a question's options.
     """
 
     tokenizer: Tokenizer
     pattern: str
     longest: int
+    label_smoothing: float = 0.0
 
     def encode(self, data: LabelledData, tokenizer: Tokenizer) -> list[dict[str, Any]]:
         """Return `rows`, `label` and `tokens` of each example."""
@@ -137,7 +145,8 @@ class LikelihoodChoosing(Choosing):
         self, model: Any, batch: Batch, totals: Mapping[str, int] | None = None
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Return this batch's share of the step's loss, and sums to report."""
-        nll, count = choice_nll(self.option_scores(model, batch), batch), len(batch["labels"])
+        smoothing, count = self.label_smoothing if model.training else 0.0, len(batch["labels"])
+        nll = choice_nll(self.option_scores(model, batch), batch, smoothing)
         return nll / (totals or {"targets": count})["targets"], {"nll": nll.detach(), "targets": count}
 
 

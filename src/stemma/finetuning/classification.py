@@ -52,8 +52,10 @@ class HeadClassification(HeadObjective):
         batch["labels"] = torch.from_numpy(np.stack([example["label"] for example in examples]))
         return batch
 
-    def nll(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    def nll(self, logits: Tensor, batch: Mapping[str, Tensor], label_smoothing: float = 0.0) -> Tensor:
         """Return the summed loss, float32 []."""
+        if self.outputs:
+            return F.cross_entropy(logits.float(), batch["labels"], reduction="sum", label_smoothing=label_smoothing)
         return self.losses(logits, batch["labels"]).sum()
 
     def losses(self, scores: Tensor, targets: Tensor) -> Tensor:

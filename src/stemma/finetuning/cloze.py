@@ -30,12 +30,14 @@ class ClozeClassification:
     Args:
         glm_tokens: the tokenizer's special tokens. pattern: the question: "{text}", "{pair}" and one "[MASK]" in it.
         words: token ids of each label's word. longest: most tokens of an input, of which `{text}` and `{pair}` are cut.
+        label_smoothing: in training, share of each target that is spread evenly over the labels.
     """
 
     glm_tokens: GLMTokens
     pattern: str
     words: tuple[tuple[int, ...], ...]
     longest: int
+    label_smoothing: float = 0.0
 
     @classmethod
     def of(
@@ -100,8 +102,9 @@ class ClozeClassification:
         self, model: GLM, batch: Mapping[str, Tensor], totals: Mapping[str, int] | None = None
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Return this batch's share of the step's loss, and sums to report."""
-        nll = self.losses(self.scores(model, batch), batch["labels"]).sum()
-        count = len(batch["labels"])
+        smoothing, count = self.label_smoothing if model.training else 0.0, len(batch["labels"])
+        scores = self.scores(model, batch)
+        nll = F.cross_entropy(scores, batch["labels"], reduction="sum", label_smoothing=smoothing)
         return nll / (totals or {"targets": count})["targets"], {"nll": nll.detach(), "targets": count}
 
     def losses(self, scores: Tensor, targets: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """What the losses of all output layers share; a GPT's goes on learning its language beside the task."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -22,10 +22,12 @@ class HeadObjective:
         reader: see `reading.Reader`.
         language_model: what the loss of predicting each next token of the input is multiplied by and added (Radford et
             al. 2018, section 3.2: 0.5); 0: it is not computed.
+        label_smoothing: in training, share of each target that is spread evenly over all classes.
     """
 
     reader: Reader
     language_model: float = 0.0
+    label_smoothing: float = field(default=0.0, kw_only=True)
 
     def example(self, tokens: Example, rng: np.random.Generator) -> Example:
         """Return the example as it is."""
@@ -44,7 +46,7 @@ class HeadObjective:
         """Return this batch's share of the step's loss, and sums to report."""
         totals = totals or self.counts(batch)
         states = model.states(batch)
-        nll = self.nll(model.logits(states, batch), batch)
+        nll = self.nll(model.logits(states, batch), batch, self.label_smoothing if model.training else 0.0)
         # A batch of windows may answer for no label.
         loss = nll / max(totals["targets"], 1)
         sums: dict[str, Tensor | float] = {"nll": nll.detach(), "targets": len(batch["labels"])}
@@ -57,6 +59,6 @@ class HeadObjective:
             sums |= {"language_model_loss/words": words.detach() * divisor, "words": int(inside.sum())}
         return loss, sums
 
-    def nll(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    def nll(self, logits: Tensor, batch: Mapping[str, Tensor], label_smoothing: float = 0.0) -> Tensor:
         """Return the summed loss of a batch, float32 [], of the output layer's logits, float [reads, outputs]."""
         raise NotImplementedError

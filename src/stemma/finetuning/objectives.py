@@ -1,5 +1,6 @@
 """Which objective a task has, in the formulation of its model's family."""
 
+from dataclasses import replace
 from typing import Any
 
 from stemma.data.tokenizers import Tokenizer
@@ -66,6 +67,20 @@ def objective_of(model: Any, tokenizer: Tokenizer, task: TaskDescription, *, lan
         return (T5Choosing if task.formulation == "text" else GLMChoosing)(tokenizer, pattern, task.longest)
     kind: Any = TextClassification if task.formulation == "text" else ClozeClassification
     return kind.of(tokenizer, task.words, task.longest, pattern=task.pattern, pair=task.pair)
+
+
+def smoothed(objective: Any, task: TaskDescription, label_smoothing: float) -> Any:
+    """Return an objective that spreads a share of each target over all classes, options or words; held-out losses stay.
+
+    Raises:
+        InputError: a task whose loss has no such targets.
+    """
+    if not label_smoothing:
+        return objective
+    if task.kind == "regression" or isinstance(objective, Spans):
+        what = "numbers" if task.kind == "regression" else "the places of answers"
+        raise InputError(f"task.label_smoothing: classes, options and words are smoothed, not {what}; expected 0")
+    return replace(objective, label_smoothing=label_smoothing)
 
 
 def _writing(model: Any, tokenizer: Tokenizer, task: TaskDescription, pattern: str, fields: tuple[str, ...]) -> Writing:

@@ -21,7 +21,7 @@ from stemma.finetuning.adapted import adapt
 from stemma.finetuning.checkpoint import TaskDescription, load_finetuned, save_finetuned, shape_of_head
 from stemma.finetuning.heads import WithHead
 from stemma.finetuning.measuring import majority, measure, signatures
-from stemma.finetuning.objectives import formulation_of, objective_of
+from stemma.finetuning.objectives import formulation_of, objective_of, smoothed
 from stemma.finetuning.reading import prepared
 from stemma.finetuning.recipe import DECISIVE, WRITTEN, FineTuningRecipe, read_recipe
 from stemma.finetuning.sequences import ShuffledByLength
@@ -169,6 +169,7 @@ def build(recipe: FineTuningRecipe, train: LabelledData) -> tuple[Any, Tokenizer
         no_answer=task.kind == "answering" and not all(train.labels),
     )
     objective = objective_of(model, tokenizer, description, language_model=task.language_model)
+    objective = smoothed(objective, description, task.label_smoothing)
     if formulation == "head":
         model = WithHead(model, *shape_of_head(description), dropout=task.dropout)
     if recipe.lora is not None:

@@ -67,9 +67,9 @@ class Tagging(HeadObjective):
             "reads": torch.tensor([len(example["labels"]) for example in examples]),
         }
 
-    def nll(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    def nll(self, logits: Tensor, batch: Mapping[str, Tensor], label_smoothing: float = 0.0) -> Tensor:
         """Return the summed cross-entropy of the words, float32 []."""
-        return F.cross_entropy(logits.float(), batch["labels"], reduction="sum")
+        return F.cross_entropy(logits.float(), batch["labels"], reduction="sum", label_smoothing=label_smoothing)
 
     def predict(self, model: Any, examples: Sequence[dict[str, Any]]) -> list[list[int]]:
         """Return the likeliest tag of each word of each sentence, as an index."""

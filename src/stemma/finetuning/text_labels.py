@@ -30,12 +30,14 @@ class TextClassification:
         pattern: the source: "{text}" and "{pair}" in it; T5's own tasks are like "sst2 sentence: {text}".
         words: token ids of each label's text, with the end. separator: the token that ends a source.
         longest: most tokens of a source; None: any number.
+        label_smoothing: in training, share of each target that is spread evenly over the vocabulary.
     """
 
     pattern: str
     words: tuple[tuple[int, ...], ...]
     separator: int
     longest: int | None = None
+    label_smoothing: float = 0.0
 
     @classmethod
     def of(
@@ -88,7 +90,13 @@ class TextClassification:
         divisor = (totals or self.counts(batch))["targets"]
         hidden = model.hidden(batch["source"], batch["target"], source_padding=batch.get("source_padding"))
         targets = batch["target"].flatten()
-        loss = linear_cross_entropy(hidden.flatten(0, 1), model.output_weight, targets, divisor=divisor)
+        loss = linear_cross_entropy(
+            hidden.flatten(0, 1),
+            model.output_weight,
+            targets,
+            divisor=divisor,
+            label_smoothing=self.label_smoothing if model.training else 0.0,
+        )
         return loss, {"nll": loss.detach() * divisor, "targets": (targets != IGNORED).sum()}
 
     def losses(self, scores: Tensor, targets: Tensor) -> Tensor:

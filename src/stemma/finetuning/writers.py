@@ -48,7 +48,8 @@ class _Shifted(Writing):
         """Return this batch's share of the step's loss, and sums to report."""
         divisor, targets = max((totals or self.counts(batch))["targets"], 1), batch["targets"].flatten()
         hidden = self.hidden(model, batch).flatten(0, 1)
-        loss = linear_cross_entropy(hidden, model.output_weight, targets, divisor=divisor)
+        smoothing = self.label_smoothing if model.training else 0.0
+        loss = linear_cross_entropy(hidden, model.output_weight, targets, divisor=divisor, label_smoothing=smoothing)
         return loss, {"nll": loss.detach() * divisor, "targets": (targets != IGNORED).sum()}
 
     def hidden(self, model: Any, batch: Batch) -> Tensor:
@@ -162,7 +163,7 @@ class UniLMWriting(Writing):
     @cached_property
     def masking(self) -> ClozeMixture:
         """The objective of its pretraining, with the special tokens."""
-        return ClozeMixture(BERTTokens.of(self.tokenizer))
+        return ClozeMixture(BERTTokens.of(self.tokenizer), label_smoothing=self.label_smoothing)
 
     def frame(self, source: list[int], target: list[int]) -> dict[str, Any]:
         """Return `prompt`, `source` and `target`."""

@@ -25,6 +25,7 @@ class Writing:
             learned or written. beams, length_penalty: see `inference.beam`.
         blank: what stands before a target: a blank where its first word has one.
         summaries: measured by ROUGE-1 and 2 beside ROUGE-L, not by BLEU and chrF.
+        label_smoothing: in training, share of each target that is spread evenly over the vocabulary.
     """
 
     tokenizer: Tokenizer
@@ -36,6 +37,7 @@ class Writing:
     length_penalty: float = 1.0
     blank: str = ""
     summaries: bool = False
+    label_smoothing: float = 0.0
 
     def encode(self, data: LabelledData, tokenizer: Tokenizer) -> list[dict[str, Any]]:
         """Return what the family's `frame` makes of each source and target; `tokens` is what decides its length."""

@@ -20,6 +20,7 @@ def linear_cross_entropy(
     bias: Tensor | None = None,
     divisor: int | float | Tensor | None = None,
     ignore_index: int = -100,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """Return the summed cross-entropy of `hidden @ weight.T + bias` against `targets`, divided by `divisor`.
 
@@ -31,6 +32,7 @@ def linear_cross_entropy(
         bias: float [vocabulary] or None.
         divisor: what to divide the sum by, for instance the number of targets of the whole step over all
             micro-batches and workers; default: the number of targets here that are not ignored (at least 1).
+        label_smoothing: share of each target that is spread evenly over the vocabulary.
     Returns:
         float32 scalar, in nats. First derivatives only.
     """
@@ -43,7 +45,7 @@ def linear_cross_entropy(
     if not torch.is_grad_enabled():  # a Function's needs_input_grad does not know of no_grad
         hidden, weight = hidden.detach(), weight.detach()
         bias = None if bias is None else bias.detach()
-    return _LinearCrossEntropy.apply(hidden, weight, bias, targets, divisor, ignore_index)
+    return _LinearCrossEntropy.apply(hidden, weight, bias, targets, divisor, ignore_index, label_smoothing)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -56,6 +58,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         divisor: int | float | Tensor,
         ignore_index: int,
+        label_smoothing: float,
     ) -> Tensor:
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         # Cast in here, so that the gradients are summed and returned in the parameters' own precision.
@@ -74,12 +77,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
             kept = target != ignore_index
             index = target.where(kept, 0).unsqueeze(1)
             log_probabilities = linear(chunk, matrix, offset).float().log_softmax(-1)  # [rows, vocabulary]
-            total -= (log_probabilities.gather(1, index).squeeze(1) * kept).sum()
+            chosen = log_probabilities.gather(1, index).squeeze(1)
+            if label_smoothing:
+                chosen = torch.lerp(chosen, log_probabilities.mean(1), label_smoothing)
+            total -= (chosen * kept).sum()
             if not (needs_hidden or needs_weight or needs_bias):
                 continue
-            # d(loss) / d(logits) = (softmax - one-hot) / divisor
+            # d(loss) / d(logits) = (softmax - target) / divisor; the target is one-hot, or spread
             grad_logits = log_probabilities.exp_()
-            grad_logits[torch.arange(len(target), device=device), index.squeeze(1)] -= 1.0
+            if label_smoothing:
+                grad_logits -= label_smoothing / weight.shape[0]
+            grad_logits[torch.arange(len(target), device=device), index.squeeze(1)] -= 1.0 - label_smoothing
             grad_logits = grad_logits.mul_((kept / divisor).unsqueeze(1)).to(dtype)
             if grad_hidden is not None:
                 grad_hidden[start : start + rows] = linear(grad_logits, matrix.t())
@@ -96,11 +104,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias = ctx.saved_tensors
         if grad.device.type != "cpu" or grad != 1:  # nearly always 1, and the weight's gradient is large
             hidden, weight, bias = (None if part is None else part * grad for part in (hidden, weight, bias))
         weight_dtype, bias_dtype = ctx.dtypes
         weight = None if weight is None else weight.to(weight_dtype)
         bias = None if bias is None else bias.to(bias_dtype)
-        return hidden, weight, bias, None, None, None
+        return hidden, weight, bias, None, None, None, None

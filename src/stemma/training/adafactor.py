@@ -27,11 +27,12 @@ class Adafactor(torch.optim.Optimizer):
     so that `learning_rate` is relative to the size of the parameter. Vectors and small matrices keep all of g^2.
 
     Args:
-        clip: largest root mean square of an update. decay: exponent of the averages' memory.
+        parameters: or groups of them. clip: largest root mean square of an update.
+        decay: exponent of the averages' memory.
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], *, learning_rate: float, clip: float = 1.0, decay: float = 0.8
+        self, parameters: Iterable[Any], *, learning_rate: float, clip: float = 1.0, decay: float = 0.8
     ) -> None:
         super().__init__(parameters, {"lr": learning_rate, "clip": clip, "decay": decay})
 

@@ -1,7 +1,12 @@
 """AdamW as the GPT papers use it: decoupled weight decay on matrices only."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import nn
+
+from stemma.training.layer_decay import by_rate
 
 
 def adamw(
@@ -12,6 +17,7 @@ def adamw(
     epsilon: float = 1e-8,
     weight_decay: float = 0.1,
     bias_correction: bool = True,
+    layer_decay: float | None = None,
 ) -> torch.optim.AdamW:
     """Return a fused AdamW over the trainable parameters of `model`, a tied weight counted once.
 
@@ -20,21 +26,26 @@ def adamw(
 
     Without `bias_correction` it is the Adam of BERT's code (google-research/bert, optimization.py): averages that start
     at 0 are used as they are, which makes the first updates small.
+
+    Each group's "scale" is what its learning rate is to be multiplied by (see `layer_decay.by_rate`).
     """
-    decayed, plain = decay_groups(model)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
+    groups: list[dict[str, Any]] = []
+    for scale, parameters in by_rate(model, layer_decay):
+        decayed, plain = decay_groups(parameters)
+        groups.append({"params": decayed, "weight_decay": weight_decay, "scale": scale})
+        groups.append({"params": plain, "weight_decay": 0.0, "scale": scale})
+    groups = [{"lr": learning_rate * group["scale"], **group} for group in groups if group["params"]]
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=epsilon, fused=True)
     if not bias_correction:
         # The corrections are 1 - beta^step: as if infinitely many updates had been made.
-        for parameter in decayed + plain:
+        for parameter in (parameter for group in groups for parameter in group["params"]):
             step = torch.tensor(float("inf"), device=parameter.device)
             averages = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
             optimizer.state[parameter] = {"step": step, **averages}
     return optimizer
 
 
-def decay_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Return the trainable parameters of `model` that are decayed, and those that are not."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [p for p in trainable if p.dim() >= 2], [p for p in trainable if p.dim() < 2]
+def decay_groups(parameters: Iterable[nn.Parameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Return the parameters that are decayed, and those that are not."""
+    parameters = list(parameters)
+    return [p for p in parameters if p.dim() >= 2], [p for p in parameters if p.dim() < 2]

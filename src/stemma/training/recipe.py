@@ -81,7 +81,8 @@ class TrainingRecipe(Section):
         steps: number of updates; or `epochs`: passes over the training split.
         batch: sequences per update, over all micro-batches and workers.
         length: tokens per sequence; default: the model's context.
-        learning_rate: peak; on the command line also `training.lr`.
+        learning_rate: peak; on the command line also `training.lr`. layer_decay: what each layer's rate is multiplied
+            by from the output down (see layer_decay.py); null: all have the same.
         optimizer: "adamw", or T5's "adafactor" (see adafactor.py), whose rate is relative to the size of the weights.
         betas, epsilon, weight_decay: of AdamW. bias_correction: of its averages; BERT was trained without.
         clip: largest norm of the gradient; null: no clipping.
@@ -96,6 +97,7 @@ class TrainingRecipe(Section):
     ramp: RampRecipe | None = None
     length: int | None = Field(default=None, gt=0)
     learning_rate: float = Field(gt=0)
+    layer_decay: float | None = Field(default=None, gt=0, le=1)
     optimizer: Literal["adamw", "adafactor"] = "adamw"
     betas: tuple[float, float] = (0.9, 0.95)
     epsilon: float = Field(default=1e-8, gt=0)

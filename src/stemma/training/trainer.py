@@ -27,6 +27,7 @@ from stemma.training.distributed import Workers, full_tensor, shard, synchronize
 from stemma.training.hardware import choose_precision, matmul_rate, training_flops_per_token
 from stemma.training.held_out import Evaluation, evaluate
 from stemma.training.interrupts import Interrupts
+from stemma.training.layer_decay import by_rate
 from stemma.training.metrics import METRICS, MetricsLog
 from stemma.training.non_finite import Diverged, non_finite_report
 from stemma.training.objective import Batch, Display, HeldOut, LossModule, Measured, Objective, Sequences
@@ -226,7 +227,7 @@ class Trainer:
         if largest is not None and norm + 1e-6 > largest:  # below that it would multiply all gradients by 1
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), largest, torch.tensor(norm))
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["scale"]
         self.optimizer.step()
         self.progress.bad_in_a_row = 0
         if self.average is not None:
@@ -360,8 +361,9 @@ class Trainer:
 
 def _optimizer(model: nn.Module, training: TrainingRecipe) -> torch.optim.Optimizer:
     if training.optimizer == "adafactor":
-        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        return Adafactor(trainable, learning_rate=training.learning_rate)
+        rates = by_rate(model, training.layer_decay)
+        groups = [{"params": parameters, "scale": scale} for scale, parameters in rates]
+        return Adafactor(groups, learning_rate=training.learning_rate)
     return adamw(
         model,
         learning_rate=training.learning_rate,
@@ -369,6 +371,7 @@ def _optimizer(model: nn.Module, training: TrainingRecipe) -> torch.optim.Optimi
         epsilon=training.epsilon,
         weight_decay=training.weight_decay,
         bias_correction=training.bias_correction,
+        layer_decay=training.layer_decay,
     )
 
 

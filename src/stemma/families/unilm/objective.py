@@ -71,6 +71,7 @@ class ClozeMixture:
         masked: share of the tokens that is predicted. single: share of single tokens; others are pairs and triples.
         replaced, randomized: of the predicted tokens, the share that becomes [MASK] and the share that becomes a random
             token; the others stay.
+        label_smoothing: in training, share of each target that is spread evenly over the vocabulary.
     Raises:
         InputError: a share below 0, or none above.
     """
@@ -85,6 +86,7 @@ class ClozeMixture:
     single: float = 0.8
     replaced: float = 0.8
     randomized: float = 0.1
+    label_smoothing: float = 0.0
 
     likelihood: ClassVar[bool] = False
 
@@ -170,6 +172,7 @@ class ClozeMixture:
             batch["targets"],
             bias=model.masked_head.bias,
             divisor=divisor,
+            label_smoothing=self.label_smoothing if model.training else 0.0,
         )
         return loss, {"nll": loss.detach() * divisor, "targets": len(batch["targets"])}
 
