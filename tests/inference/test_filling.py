@@ -110,25 +110,65 @@ def test_glm_log_probabilities_are_those_of_one_teacher_forced_pass(text: str) -
     found = search_fillings(model, ids, context, beams=5, limit=4)
     assert len(found) == 5
     assert [score for score, _ in found] == sorted((score for score, _ in found), reverse=True)
-    ended = [(score, pieces) for score, pieces in found if all(len(piece) < 4 for piece in pieces)]
-    assert ended
-    for score, pieces in ended:
+    assert any(len(piece) == 4 for _, pieces in found for piece in pieces)  # these too are scored with their ends
+    for score, pieces in found:
         assert score == pytest.approx(sum(score_fillings(model, ids, [context], [pieces])[0]), abs=1e-4)
     candidates = fill(model, tokenizer, text, top_k=5, max_piece_tokens=4)[0]
     assert [one.log_probability for one in candidates] == pytest.approx([score for score, _ in found], abs=1e-4)
     assert all(len(one.pieces) == text.count("[MASK]") for one in candidates)
 
 
-def test_glm_finds_the_likeliest_of_all_single_tokens() -> None:
+def test_glm_finds_the_likeliest_of_all_single_tokens_that_end() -> None:
     tokenizer = byte_level(prepare_glm)
     model, ids = glm_model(tokenizer.vocabulary), GLMTokens.of(tokenizer)
     context = encode_context(tokenizer, ids, "the [MASK] dog")
-    best = search_fillings(model, ids, context, beams=3, limit=1)
-    everything = search_fillings(model, ids, context, beams=model.config.vocabulary, limit=1)
-    assert sum(math.exp(score) for score, _ in everything) == pytest.approx(1, abs=1e-4)
-    assert [pieces for _, pieces in best] == [pieces for _, pieces in everything[:3]]
-    empty = next(score for score, pieces in everything if pieces == [[]])
-    assert empty == pytest.approx(score_fillings(model, ids, [context], [[[]]])[0][0], abs=1e-4)
+    everything = [[token] for token in range(model.config.vocabulary) if token != ids.piece_end] + [[]]
+    scores = score_fillings(model, ids, [context] * len(everything), [[piece] for piece in everything])
+    expected = sorted(((score, piece) for (score,), piece in zip(scores, everything, strict=True)), reverse=True)
+    # As wide as the vocabulary, the search leaves nothing out.
+    found = search_fillings(model, ids, context, beams=model.config.vocabulary, limit=1)
+    assert [pieces for _, pieces in found[:20]] == [[piece] for _, piece in expected[:20]]
+    assert [score for score, _ in found[:20]] == pytest.approx([score for score, _ in expected[:20]], abs=1e-4)
+    assert fill(model, tokenizer, "the [MASK] dog", top_k=model.config.vocabulary, max_piece_tokens=1)[0][
+        0
+    ].log_probability == pytest.approx(expected[0][0], abs=1e-4)
+
+
+@pytest.mark.parametrize("family", ["glm", "t5"])
+def test_a_likely_piece_that_never_ends_is_behind_one_that_does(family: str) -> None:
+    """Cut at the limit, "fox fox" would be the likeliest by far; that it ends there has the probability e^-20."""
+    tokenizer = byte_level(prepare_glm if family == "glm" else prepare_t5)
+    fox, dog = (tokenizer.encode_batch([f" {word}"])[0][0] for word in ("fox", "dog"))
+    if family == "glm":
+        model = glm_model(tokenizer.vocabulary)
+        end, first = GLMTokens.of(tokenizer).piece_end, GLMTokens.of(tokenizer).piece_start
+    else:
+        model = T5(T5Config(vocabulary=tokenizer.vocabulary, hidden=24, heads=3, head_dim=8, layers=1, feed_forward=8))
+        model.eval()
+        end, first = tokenizer.separator, sentinel_ids(tokenizer)[0]
+    after = {fox: {fox: 0.0, end: -20.0}, dog: {end: 0.0}, first: {fox: 0.0, dog: -2.0}}
+    read: list[int] = []
+
+    def logits(hidden: torch.Tensor) -> torch.Tensor:
+        rows = torch.full((*hidden.shape[:-1], tokenizer.vocabulary), -60.0)
+        for row, token in zip(rows.view(-1, tokenizer.vocabulary), read, strict=True):
+            for following, score in after.get(token, {first: 0.0}).items():
+                row[following] = score
+        return rows
+
+    embedding = model.token_embedding.forward
+
+    def watched(tokens: torch.Tensor) -> torch.Tensor:
+        read[:] = tokens.flatten().tolist()
+        return embedding(tokens)
+
+    model.token_embedding.forward = watched  # type: ignore[method-assign]
+    model.logits = logits  # type: ignore[method-assign]
+    found = fill(model, tokenizer, "the [MASK] jumps", top_k=3, max_piece_tokens=2)[0]
+    assert found[0].pieces == ["dog"]
+    likely = math.log(math.exp(-2.0) / (1 + math.exp(-2.0)))
+    assert found[0].log_probability == pytest.approx(likely, abs=1e-3)
+    assert all(one.log_probability < -15 for one in found[1:])
 
 
 def test_t5_log_probabilities_are_exact() -> None:
@@ -146,9 +186,9 @@ def test_t5_log_probabilities_are_exact() -> None:
     found = fill(model, tokenizer, "the [MASK] jumps", top_k=4, max_piece_tokens=2)[0]
     source = torch.tensor([encode_source(tokenizer, "the<extra_id_0> jumps")])
     expected: dict[tuple[int, ...], float] = {}
-    for length in range(1, 5):
+    for length in range(1, 6):
         for target in product([sentinels[0], words[0], end], repeat=length):
-            if end in target[:-1] or (length < 4 and target[-1] != end):
+            if end in target[:-1] or target[-1] != end:
                 continue
             with torch.no_grad():
                 scores = model(source, torch.tensor([target]))[0].log_softmax(-1)

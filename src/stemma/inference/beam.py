@@ -41,6 +41,7 @@ def beam_search(
     end: int | None = None,
     length_penalty: float = 1.0,
     exhaustive: bool = False,
+    must_end: bool = False,
 ) -> list[list[Hypothesis]]:
     """Return each prompt's best hypotheses, at most `beams`, best first.
 
@@ -54,9 +55,11 @@ def beam_search(
         length_penalty: scores are sums of log-probabilities / length ** length_penalty: above 0 favours long ones.
         exhaustive: judge what a beam may still reach by the most favourable length, which is certain (transformers'
             `early_stopping="never"`), and not by its present one, which ends sooner (transformers' default).
+        must_end: the last token within the limit can only be `end`, so that every score holds the end's probability.
     """
     logits = rows.read_prompts()
-    search = _Search(beams, torch.tensor(limits, device=logits.device), end, length_penalty, exhaustive)
+    most = torch.tensor(limits, device=logits.device)
+    search = _Search(beams, most, end, length_penalty, exhaustive, must_end)
     while True:
         tokens, parents, alive = search.extend(logits)
         if not alive.any():
@@ -77,9 +80,11 @@ class _Search:
     tokens and their log-probabilities.
     """
 
-    def __init__(self, beams: int, limits: Tensor, end: int | None, length_penalty: float, exhaustive: bool) -> None:
+    def __init__(
+        self, beams: int, limits: Tensor, end: int | None, length_penalty: float, exhaustive: bool, must_end: bool
+    ) -> None:
         self.beams, self.limits, self.end = beams, limits, end
-        self.length_penalty, self.exhaustive = length_penalty, exhaustive
+        self.length_penalty, self.exhaustive, self.must_end = length_penalty, exhaustive, must_end
         self.numbers = list(range(len(limits)))
         self.found: list[list[Hypothesis]] = [[] for _ in limits]
         self.length = 0
@@ -94,6 +99,10 @@ class _Search:
         goes on."""
         vocabulary = logits.shape[-1]
         log_probabilities = logits.log_softmax(-1).view(-1, self.beams, vocabulary)
+        if self.must_end:
+            others = torch.arange(vocabulary, device=logits.device) != self.end
+            last = (self.length + 1 >= self.limits).view(-1, 1, 1)
+            log_probabilities = log_probabilities.masked_fill(others & last, -torch.inf)
         totals = (self.scores.unsqueeze(-1) + log_probabilities).flatten(1)
         best, index = totals.topk(2 * self.beams, dim=1)
         parents, tokens = index // vocabulary, index % vocabulary

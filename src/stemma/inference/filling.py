@@ -8,6 +8,7 @@ BERT (Devlin et al. 2018, section 3.1) puts one token in each blank, T5 (Raffel 
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,11 @@ from stemma.families.glm.model import GLM
 from stemma.families.glm.tokens import MASK, GLMTokens, encode_context
 from stemma.families.t5.model import T5
 from stemma.families.t5.tokens import encode_source, sentinel_ids, split_spans
-from stemma.inference.generate import generate
+from stemma.inference.beam import beam_search
+from stemma.inference.encoder_decoder import SourceDecoder
 from stemma.inference.infilling import search_fillings
+from stemma.inference.job import PACK_FROM
+from stemma.inference.prepacked import prepacked
 from stemma.layers.masks import Mask
 
 if TYPE_CHECKING:
@@ -57,7 +61,7 @@ def fill(
         text: with [MASK] (or the tokenizer's own mask) in it; the blank space before one belongs to what fills it. GLM
             also takes [sMASK] and [gMASK].
         top_k: of T5 and GLM it is also the width of the beam search by which they are found.
-        max_piece_tokens: no piece of a GLM is longer, nor are T5's in the mean.
+        max_piece_tokens: no piece of a GLM is longer, nor are T5's in the mean; only pieces that end by then count.
     Raises:
         InputError: a model that cannot fill blanks, a text without a blank or longer than the context, or an option
             out of its range.
@@ -152,20 +156,17 @@ def _fill_t5(model: T5, tokenizer: "Tokenizer", text: str, top_k: int, limit: in
     if count > len(sentinels):
         raise InputError(f"{text[:60]!r} has {count} blanks, the tokenizer names for {len(sentinels)}")
     source = "".join(f"{part}<extra_id_{number}>" for number, part in enumerate(parts[:-1])) + parts[-1]
-    targets = generate(
-        model, tokenizer, source, max_new_tokens=count * (limit + 1) + 1, beams=max(top_k, 2), samples=top_k,
-        length_penalty=0.0,
-    )  # fmt: skip
-    context = encode_source(tokenizer, source)[:-1]
+    encoded, beams, end = encode_source(tokenizer, source), max(top_k, 2), tokenizer.separator
+    most = count * (limit + 1) + 2  # a name and a piece for each blank, one more name, the end
+    with prepacked(model, beams) if most >= PACK_FROM else nullcontext():
+        rows = SourceDecoder(model, [encoded], copies=[beams], new_tokens=most)
+        targets = beam_search(rows, beams=beams, limits=[most], end=end, length_penalty=0.0, must_end=True)[0]
     merged: dict[tuple[tuple[int, ...], ...], float] = {}  # targets may differ in what is behind the last piece only
     for target in targets:
-        if target.score is None:  # beam search found fewer
-            continue
-        written = target.tokens[:-1] if target.finish_reason == "end" else target.tokens
-        pieces = tuple(map(tuple, split_spans(written, sentinels, count)))
+        pieces = tuple(map(tuple, split_spans(target.tokens[:-1], sentinels, count)))
         merged[pieces] = float(np.logaddexp(merged.get(pieces, -np.inf), target.score))
-    ranked = sorted(merged.items(), key=lambda pair: -pair[1])
-    return [_written(tokenizer, context, frozenset(sentinels), pieces, score) for pieces, score in ranked]
+    ranked = sorted(merged.items(), key=lambda pair: -pair[1])[:top_k]
+    return [_written(tokenizer, encoded[:-1], frozenset(sentinels), pieces, score) for pieces, score in ranked]
 
 
 def _around_blanks(tokenizer: "Tokenizer", text: str) -> list[str]:

@@ -318,7 +318,8 @@ def search_fillings(
 ) -> list[tuple[float, list[list[int]]]]:
     """Return the likeliest fillings of one context, at most `beams`, best first, as log-probability and pieces.
 
-    The blanks are filled from left to right; after each, the `beams` likeliest fillings so far are kept.
+    The blanks are filled from left to right; after each, the `beams` likeliest fillings so far are kept. No piece has
+    more than `limit` tokens, and each one's probability holds that it ends where it does.
 
     Raises:
         InputError: see `infill`.
@@ -333,9 +334,9 @@ def search_fillings(
             row.pieces, row.reasons = [*pieces, []], ["end"] * number
             end = row.ends[number][-1]
             rows = _BeamRows(model, ids, row, beams)
-            for hypothesis in beam_search(rows, beams=beams, limits=[limit], end=end, length_penalty=0.0)[0]:
-                piece = hypothesis.tokens[:-1] if hypothesis.tokens[-1] == end else hypothesis.tokens
-                longer.append((total + hypothesis.score, [*pieces, piece]))
+            limits = [limit + 1]
+            for one in beam_search(rows, beams=beams, limits=limits, end=end, length_penalty=0.0, must_end=True)[0]:
+                longer.append((total + one.score, [*pieces, one.tokens[:-1]]))
         found = sorted(longer, key=lambda pair: -pair[0])[:beams]
     return found
 
