@@ -1,5 +1,6 @@
 """`stemma embed`, in this process but through the real entry point."""
 
+import io
 import json
 import sys
 
@@ -29,8 +30,9 @@ def run(monkeypatch, capsys, directory, tmp_path):
     """run(*arguments) -> (exit code, standard output, standard error), in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
-    def call(*arguments: str) -> tuple[int, str, str]:
+    def call(*arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["stemma", "embed", str(directory), *arguments])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         with pytest.raises(SystemExit) as end:
             main()
         output = capsys.readouterr()
@@ -51,11 +53,36 @@ def test_parquet_of_jsonl(run, directory, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     (tmp_path / "a.jsonl").write_text('{"s": "fox"}\n{"s": "the dog"}\n')
     code, out, _ = run("a.jsonl", "--field", "s", "--out", "v.parquet", "--json")
-    assert code == 0 and json.loads(out) == {"out": "v.parquet", "texts": 2, "hidden": 32}
+    assert code == 0 and json.loads(out) == {"out": "v.parquet", "texts": 2, "hidden": 32, "truncated": 0}
     table = parquet.read_table(tmp_path / "v.parquet")
     assert table["text"].to_pylist() == ["fox", "the dog"]
     expected = embed(load(directory), load_tokenizer(directory), ["fox", "the dog"])
     np.testing.assert_allclose(np.array(table["embedding"].to_pylist()), expected, rtol=0, atol=1e-6)
+
+
+def test_standard_input_and_what_is_cut(run, directory, tmp_path):
+    texts = ["the lazy dog", "fox " * 31, "dog " * 30, "the lazy fox " * 20]  # the model reads 32, two of them special
+    code, out, err = run("-", "--out", "v.npy", "--json", stdin="\n".join(texts).encode())
+    assert code == 0
+    assert json.loads(out) == {"out": "v.npy", "texts": 4, "hidden": 32, "truncated": 2}
+    assert err == "2 of 4 texts are longer than 32 tokens and cut\n"
+    expected = embed(load(directory), load_tokenizer(directory), texts)
+    np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected, rtol=0, atol=1e-6)
+    code, out, err = run("-", "--out", "w.npy", stdin=b"")
+    assert code == 2 and err == "error: standard input: no text in it\n"
+    code, out, err = run("-", "--out", "w.npy", stdin=b"dog\n\nfox\n")
+    assert code == 2 and err == "error: standard input, line 2: empty; expected a text in every line or row\n"
+    code, out, err = run("-", "--out", "w.npy", stdin=b"dog\ncaf\xe9\n")
+    assert code == 2 and err.startswith("error: standard input: not UTF-8 at byte 7 (0xe9")
+
+
+def test_plain_lines_of_progress(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("stemma.training.progress.PLAIN_INTERVAL", 0.0)
+    monkeypatch.setattr("stemma.inference.embeddings._batches", lambda rows, size: iter([[0], [1, 2], [3]]))
+    code, _, err = run("-", "--out", "v.npy", stdin=b"dog\nfox\nthe dog\nthe fox\n")
+    lines = err.splitlines()
+    assert code == 0 and [line.split("  ")[0] for line in lines] == ["embedding 1/4", "embedding 3/4"]
+    assert all(line.endswith(" left") for line in lines)
 
 
 @pytest.mark.parametrize(

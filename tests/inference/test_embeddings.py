@@ -10,7 +10,7 @@ import transformers
 
 from stemma.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from stemma.errors import InputError
-from stemma.families import load
+from stemma.families import load, save
 from stemma.families.bert.checkpoint import to_published
 from stemma.families.bert.model import BERT, BERTConfig
 from stemma.families.bert.tokens import prepare_tokenizer
@@ -55,6 +55,44 @@ def test_equal_to_transformers(tokenizer: Tokenizer, pooling: str) -> None:
             states = twin.bert(torch.tensor([ids])).last_hidden_state[0]
         expected = {"mean": states.mean(0), "cls": states[0], "max": states.max(0).values}[pooling]
         torch.testing.assert_close(torch.from_numpy(vector), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "pooling"),
+    [
+        ("bert", "mean"),
+        ("bert", "cls"),
+        ("bert", "max"),
+        ("t5", "mean"),
+        ("t5", "max"),
+        ("gpt", "mean"),
+        ("gpt", "max"),
+    ],
+)
+def test_pooling_by_hand_on_padded_states_of_transformers(
+    tokenizer: Tokenizer, family: str, pooling: str, tmp_path: Path
+) -> None:
+    model = model_of(family, tokenizer)
+    save(model, tokenizer, tmp_path / "saved")
+    kind = transformers.T5EncoderModel if family == "t5" else transformers.AutoModel
+    twin = kind.from_pretrained(tmp_path / "saved").eval()
+    cls, sep = tokenizer.id("[CLS]"), tokenizer.id("[SEP]")
+    frame = {"bert": ([cls], [sep]), "t5": ([], [tokenizer.separator]), "gpt": ([], [])}[family]
+    rows = [[*frame[0], *ids[: 32 - len(frame[0] + frame[1])], *frame[1]] for ids in tokenizer.encode_batch(TEXTS)]
+    longest = max(map(len, rows))
+    tokens = torch.tensor([[*row, *[7] * (longest - len(row))] for row in rows])
+    real = torch.tensor([[*[1] * len(row), *[0] * (longest - len(row))] for row in rows])
+    assert not real.all()
+    with torch.no_grad():
+        states = twin(tokens, attention_mask=real).last_hidden_state
+    if pooling == "cls":
+        expected = states[:, 0]
+    elif pooling == "mean":
+        expected = (states * real.unsqueeze(-1)).sum(1) / real.sum(1, keepdim=True)
+    else:
+        expected = (states + (real.unsqueeze(-1) - 1) * 1e9).amax(1)
+    vectors = torch.from_numpy(embed(model, tokenizer, TEXTS, pooling=pooling, longest=32))  # type: ignore[arg-type]
+    torch.testing.assert_close(vectors, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["bert", "glm", "t5", "gpt"])

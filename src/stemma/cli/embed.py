@@ -9,7 +9,11 @@ import typer
 def embed(
     model: Annotated[str, typer.Argument(help="A checkpoint directory or a Hugging Face hub id.", metavar="MODEL")],
     texts: Annotated[
-        Path, typer.Argument(help="Text file (a text a line), JSONL, CSV or Parquet; .gz and .zst too.", metavar="FILE")
+        Path,
+        typer.Argument(
+            help="Text file (a text a line), JSONL, CSV or Parquet; .gz and .zst too; '-': standard input.",
+            metavar="FILE",
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to write: .npy, or .parquet with the texts.")],
     field: Annotated[str, typer.Option(help="Field of JSONL, CSV or Parquet rows that holds the text.")] = "text",
@@ -24,7 +28,7 @@ def embed(
 ) -> None:
     """Embed texts with any encoder: vector number n is that of line or row n, so none may be empty.
 
-    A folder of sentence-transformers brings its own pooling.
+    A folder of sentence-transformers brings its own pooling. How many texts are longer than the model reads is said.
 
     Example: [bold]stemma embed runs/bert sentences.txt --out vectors.npy[/bold]
     """
@@ -32,7 +36,6 @@ def embed(
 
     import numpy as np
     from rich.console import Console
-    from rich.progress import Progress
 
     from stemma.cli.devices import device_named
     from stemma.data.readers import texts_in_order
@@ -44,12 +47,13 @@ def embed(
     from stemma.inference.embeddings import embed as run
     from stemma.inference.embeddings import sentence_settings
     from stemma.training.hardware import prepare_processor
+    from stemma.training.progress import counting
 
     if out.suffix not in (".npy", ".parquet"):
         raise InputError(f"--out {out}: expected a name that ends in .npy or .parquet")
     if not out.absolute().parent.is_dir():
         raise InputError(f"--out {out}: the folder {out.absolute().parent} is not there")
-    if not texts.is_file():
+    if str(texts) != "-" and not texts.is_file():
         raise InputError(f"{texts}: no such file")
     if out.suffix == ".parquet":
         try:
@@ -59,17 +63,23 @@ def embed(
             raise InputError(f"--out {out}: needs pyarrow: pip install 'stemma-lm[data]'") from None
     rows = list(texts_in_order(texts, field))
     if not rows:
-        raise InputError(f"{texts}: no text in it")
+        raise InputError(f"{'standard input' if str(texts) == '-' else texts}: no text in it")
     prepare_processor()
     directory = resolve(model)
     network, tokenizer = load(directory, device=device_named(device)), load_tokenizer(directory)
     settings = sentence_settings(directory)
     settings |= {} if pooling is None else {"pooling": pooling}
     settings |= {} if normalize is None else {"normalize": normalize}
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("embedding", total=len(rows))
-        vectors = run(network, tokenizer, rows, report=lambda done: progress.advance(task, done), **settings)
+    console, truncated = Console(stderr=True), 0
+
+    def cut(number: int, limit: int) -> None:
+        nonlocal truncated
+        truncated = number
+        message = f"{number:,} of {len(rows):,} texts are longer than {limit:,} tokens and cut"
+        console.print(message, highlight=False, soft_wrap=True)
+
+    with counting(console, "embedding", len(rows)) as report:
+        vectors = run(network, tokenizer, rows, report=report, cut=cut, **settings)
     with write_whole(out) as temporary:
         if out.suffix == ".npy":
             with open(temporary, "wb") as file:
@@ -78,6 +88,6 @@ def embed(
             column = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(vectors.ravel()), vectors.shape[1])
             pyarrow.parquet.write_table(pyarrow.table({"text": rows, "embedding": column}), temporary)
     if as_json:
-        print(json.dumps({"out": str(out), "texts": len(rows), "hidden": vectors.shape[1]}))
+        print(json.dumps({"out": str(out), "texts": len(rows), "hidden": vectors.shape[1], "truncated": truncated}))
     else:
         print(f"{out}: {len(rows):,} vectors of {vectors.shape[1]}")

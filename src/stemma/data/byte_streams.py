@@ -1,6 +1,7 @@
 """From a file, compressed or not, to decoded text: constant memory, and errors that name the file and the byte."""
 
 import codecs
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,17 +25,26 @@ def text_chunks(path: Path, count: Count) -> Iterator[str]:
     Line ends are left as they are. Raises InputError naming the byte offset (in the decompressed text, where the
     file is compressed) of the first bytes that are not UTF-8.
     """
+    where = " of the decompressed text" if path.suffix in COMPRESSIONS else ""
+    return _decoded(byte_chunks(path, count), str(path), where)
+
+
+def standard_input() -> Iterator[str]:
+    """Yield the UTF-8 text of standard input (see `text_chunks`)."""
+    return _decoded(iter(lambda: sys.stdin.buffer.read(CHUNK), b""), "standard input", "")
+
+
+def _decoded(chunks: Iterator[bytes], name: str, where: str) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset = 0  # of the next chunk; the decoder may still hold the first bytes of a character from the one before
-    for chunk in _closed_by_empty(byte_chunks(path, count)):
+    for chunk in _closed_by_empty(chunks):
         pending = len(decoder.getstate()[0])
         try:
             text = decoder.decode(chunk, final=not chunk)
         except UnicodeDecodeError as error:
-            where = " of the decompressed text" if path.suffix in COMPRESSIONS else ""
             byte = error.object[error.start]
             raise InputError(
-                f"{path}: not UTF-8 at byte {offset - pending + error.start}{where} (0x{byte:02x}, {error.reason}); "
+                f"{name}: not UTF-8 at byte {offset - pending + error.start}{where} (0x{byte:02x}, {error.reason}); "
                 "expected UTF-8 text"
             ) from None
         if offset == 0:

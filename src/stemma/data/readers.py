@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from stemma.data.byte_streams import COMPRESSIONS, Count, text_chunks
+from stemma.data.byte_streams import COMPRESSIONS, Count, standard_input, text_chunks
 from stemma.data.documents import SPLITTERS, Piece, lines, whole
 from stemma.errors import InputError, closest
 
@@ -52,14 +52,17 @@ def field_values(path: Path, file_format: str, field: str, count: Count) -> Iter
 def texts_in_order(path: Path, field: str) -> Iterator[str]:
     """Yield the text of every line of a text file, or of every row of another, so that the n-th is that of row n.
 
+    Args:
+        path: "-" is standard input, a text a line.
     Raises:
         InputError: one that is blank, null or no string, besides what `read` raises.
     """
-    file_format = format_of(path) or "text"
+    file_format, piped = format_of(path) or "text", str(path) == "-"
     if file_format == "text":
+        chunks = standard_input() if piped else text_chunks(path, lambda read: None)
+        name = "standard input" if piped else path
         found: Iterable[tuple[Any, str]] = (
-            (line.removesuffix("\r"), f"{path}, line {number}")
-            for number, line in enumerate(lines(text_chunks(path, lambda read: None)), start=1)
+            (line.removesuffix("\r"), f"{name}, line {number}") for number, line in enumerate(lines(chunks), start=1)
         )
     else:
         found = field_values(path, file_format, field, lambda read: None)

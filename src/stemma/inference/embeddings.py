@@ -35,6 +35,7 @@ def embed(
     longest: int | None = None,
     batch_tokens: int = 8192,
     report: Callable[[int], None] = lambda done: None,
+    cut: Callable[[int, int], None] = lambda texts, limit: None,
 ) -> np.ndarray:
     """Return float32 [texts, hidden]; a text's vector does not depend on what else is computed beside it.
 
@@ -47,6 +48,7 @@ def embed(
         normalize: divide each vector by its length.
         longest: of a text in tokens, the special ones included; what is behind is not read. Default: the context.
         batch_tokens: about so many tokens are computed at once. report: called with the number of texts just done.
+        cut: called before, with the number of texts that are longer, where there are any, and `longest`.
     Raises:
         InputError: a pooling that the model cannot have, a family that has no states to pool, or an empty text where
             the model reads nothing but the text.
@@ -62,7 +64,11 @@ def embed(
     room = limit - len(before) - len(after)
     if room < 1:
         raise InputError(f"texts of at most {limit} tokens leave no room beside {len(before + after)} special tokens")
-    rows = [[*before, *ids[:room], *after] for ids in tokenizer.encode_batch(texts)]
+    encoded = tokenizer.encode_batch(texts)
+    longer = sum(len(ids) > room for ids in encoded)
+    if longer:
+        cut(longer, limit)
+    rows = [[*before, *ids[:room], *after] for ids in encoded]
     empty = next((number for number, row in enumerate(rows) if not row), None)
     if empty is not None:
         raise InputError(f"text {empty + 1} is empty, and a {type(model).__name__} reads nothing beside it")

@@ -80,6 +80,29 @@ class ConsoleDisplay:
         self.console.print(message, highlight=False, markup=False, soft_wrap=True)
 
 
+@contextmanager
+def counting(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show how many of `total` things are done: the block calls with the number of those just done."""
+    if console.is_terminal:
+        with Progress(console=console, transient=True) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda done: bar.advance(task, done)
+        return
+    started = printed = time.monotonic()
+    count = 0
+
+    def report(done: int) -> None:
+        nonlocal printed, count
+        count += done
+        now = time.monotonic()
+        if now - printed >= PLAIN_INTERVAL and count < total:
+            printed = now
+            left = duration((total - count) * (now - started) / count)
+            console.print(f"{what} {count:,}/{total:,}  {left} left", highlight=False, markup=False, soft_wrap=True)
+
+    yield report
+
+
 class Silent:
     """Shows nothing."""
 
