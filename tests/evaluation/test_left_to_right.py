@@ -136,13 +136,21 @@ def test_what_each_says_of_itself() -> None:
         likelihood_of(torch.nn.Linear(2, 2), letters())
 
 
-@pytest.mark.parametrize("family", ["gpt", "unilm", "glm"])
-def test_the_longest_text_that_fits(family: str) -> None:
-    """Of the model's context: a GPT reads a token before it, a UniLM [CLS]; a GLM's positions in a blank end there."""
-    length = {"gpt": CONTEXT, "unilm": CONTEXT - 1, "glm": CONTEXT}[family]
-    likelihood, text = likelihood_of(random_model(family), letters()), [5] * length
-    (scores,) = likelihood.log_probabilities([text])
-    assert len(scores) == length and np.isfinite(scores).all()
-    if family != "glm":
-        with pytest.raises(InputError, match=f"the model reads at most {CONTEXT} tokens"):
-            likelihood.log_probabilities([[*text, 5]])
+@pytest.mark.parametrize(
+    ("family", "most"), [("gpt", CONTEXT), ("glm", CONTEXT), ("unilm", CONTEXT - 1), ("bert", CONTEXT - 2)]
+)
+def test_a_text_that_is_too_long_is_one_line(family: str, most: int) -> None:
+    """A GPT reads a token before it and not its last, a UniLM [CLS] too; a GLM's positions in a blank end there."""
+    likelihood = likelihood_of(random_model(family), letters())
+    text = np.random.default_rng(0).choice(LETTERS, most + 1).tolist()
+    (longest,) = likelihood.log_probabilities([text[:most]])
+    assert longest.shape == (most,) and np.isfinite(longest).all()
+    with pytest.raises(InputError) as error:
+        likelihood.log_probabilities([text[:most], text])
+    assert str(error.value) == f"text 2 of 2 has {most + 1} tokens, the model scores up to {most}"
+
+
+def test_a_t5_reads_any_length() -> None:
+    text = np.random.default_rng(0).choice(LETTERS, 2 * CONTEXT).tolist()
+    (found,) = likelihood_of(random_model("t5"), letters()).log_probabilities([text])
+    assert found.shape == (2 * CONTEXT,) and np.isfinite(found).all()

@@ -40,7 +40,8 @@ class Likelihood:
     """How a model finds texts likely.
 
     Args:
-        log_probabilities: of texts (token ids without special tokens): for each, float64 [tokens] in nats.
+        log_probabilities: of texts (token ids without special tokens): for each, float64 [tokens] in nats. Raises
+            InputError for a text that is longer than the model reads (which text, and how long it may be).
         exact: their sum is the logarithm of a probability of the text. by_design: the framework was made for it.
         note: what is done instead.
     """
@@ -58,14 +59,16 @@ def likelihood_of(model: Any, tokenizer: Tokenizer) -> Likelihood:
         InputError: the model is of no family that does.
     """
     if isinstance(model, GPT):
-        return Likelihood(lambda texts: _gpt(model, tokenizer, texts))
+        return Likelihood(lambda texts: _gpt(model, tokenizer, _fitting(texts, model.config.context)))
     if isinstance(model, GLM):
-        return Likelihood(lambda texts: _glm(model, tokenizer, texts))
+        # In the blank there are the positions 1 to `context`.
+        return Likelihood(lambda texts: _glm(model, tokenizer, _fitting(texts, model.config.context)))
     if isinstance(model, T5):
         note = "writes the text as the filling of one gap, for which it was not trained"
         return Likelihood(lambda texts: _t5(model, tokenizer, texts), by_design=False, note=note)
     if isinstance(model, BERT) and model.config.segments > 2:
-        return Likelihood(lambda texts: _unilm(model, tokenizer, texts))
+        # [CLS] and [MASK] stand beside all tokens but the last.
+        return Likelihood(lambda texts: _unilm(model, tokenizer, _fitting(texts, model.config.context - 1)))
     if isinstance(model, BERT):
         note = "pseudo-log-likelihood: each token given all others, which is no probability of the text"
         ids = BERTTokens.of(tokenizer)
@@ -73,6 +76,13 @@ def likelihood_of(model: Any, tokenizer: Tokenizer) -> Likelihood:
             lambda texts: pseudo_log_likelihood(model, texts, ids), exact=False, by_design=False, note=note
         )
     raise InputError(f"a {type(model).__name__} gives texts no likelihood: expected a GPT, GLM, T5, UniLM or BERT")
+
+
+def _fitting(texts: Texts, most: int) -> Texts:
+    for number, text in enumerate(texts, start=1):
+        if len(text) > most:
+            raise InputError(f"text {number} of {len(texts)} has {len(text)} tokens, the model scores up to {most}")
+    return texts
 
 
 @torch.inference_mode()
