@@ -176,10 +176,10 @@ class GLMChoosing(LikelihoodChoosing):
 
     def option_scores(self, model: GLM, batch: Batch) -> Tensor:
         """See `Choosing`."""
-        hidden = model.hidden(
-            batch["tokens"], batch["positions"], Mask(causal=True, prefix_lengths=batch["context_lengths"])
-        )
-        return _log_likelihoods(model, hidden, batch["targets"])
+        mask, targets = Mask(causal=True, prefix_lengths=batch["context_lengths"]), batch["targets"]
+        places = (targets != IGNORED).flatten().nonzero().squeeze(1)
+        states = model.hidden(batch["tokens"], batch["positions"], mask, places=places)
+        return _log_likelihoods(model, states, targets)
 
 
 @dataclass(frozen=True)
@@ -205,15 +205,15 @@ class T5Choosing(LikelihoodChoosing):
         encoded = encoded.repeat_interleave(options, 0)
         padding = None if padding is None else padding.repeat_interleave(options, 0)
         hidden = model.decode(model.shifted(batch["target"]), encoded, source_padding=padding)
-        return _log_likelihoods(model, hidden, batch["target"])
+        return _log_likelihoods(model, hidden[batch["target"] != IGNORED], batch["target"])
 
 
-def _log_likelihoods(model: Any, hidden: Tensor, targets: Tensor) -> Tensor:
-    """Return the sum of the targets' log-probabilities in each row, float32 [rows]."""
+def _log_likelihoods(model: Any, states: Tensor, targets: Tensor) -> Tensor:
+    """Return the sum of the targets' log-probabilities in each row, float32 [rows], by the states that predict them."""
     learned = targets != IGNORED
-    logits = model.logits(hidden[learned]).float()
+    logits = model.logits(states).float()
     chosen = logits.log_softmax(-1).gather(1, targets[learned].unsqueeze(1)).squeeze(1)
-    return torch.zeros(len(targets), device=hidden.device).index_add(0, learned.nonzero()[:, 0], chosen)
+    return torch.zeros(len(targets), device=states.device).index_add(0, learned.nonzero()[:, 0], chosen)
 
 
 def _labels(examples: Sequence[Any]) -> dict[str, Tensor]:

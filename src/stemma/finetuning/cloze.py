@@ -114,14 +114,15 @@ class ClozeClassification:
     def scores(self, model: GLM, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the log-probability of each label's word, float32 [batch, outputs] (up to a constant of the row)."""
         mask = Mask(causal=True, prefix_lengths=batch["context_lengths"])
-        hidden = model.hidden(batch["tokens"], batch["positions"], mask)
-        learned = batch["targets"] != IGNORED
+        targets = batch["targets"]
+        places = (targets != IGNORED).flatten().nonzero().squeeze(1)
+        # Where words are one token, the start token is the only one with a target.
+        states = model.hidden(batch["tokens"], batch["positions"], mask, places=places)
         if self.single:
-            read = learned.int().argmax(1)  # the start token, the only one with a target
-            words = torch.tensor([word[0] for word in self.words], device=hidden.device)
-            states = hidden[torch.arange(len(hidden), device=hidden.device), read]
+            words = torch.tensor([word[0] for word in self.words], device=states.device)
             return F.linear(states, model.output_weight[words].to(states.dtype)).float()
-        row = learned.nonzero()[:, 0]
-        logits = model.logits(hidden[learned]).float()
-        chosen = logits.log_softmax(-1).gather(1, batch["targets"][learned].unsqueeze(1)).squeeze(1)
-        return torch.zeros(len(hidden), device=hidden.device).index_add(0, row, chosen).view(-1, self.outputs)
+        chosen = model.logits(states).float().log_softmax(-1).gather(1, targets.flatten()[places].unsqueeze(1))
+        rows = places // targets.shape[1]
+        return (
+            torch.zeros(len(targets), device=states.device).index_add(0, rows, chosen.squeeze(1)).view(-1, self.outputs)
+        )

@@ -45,12 +45,14 @@ class HeadObjective:
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Return this batch's share of the step's loss, and sums to report."""
         totals = totals or self.counts(batch)
-        states = model.states(batch)
-        nll = self.nll(model.logits(states, batch), batch, self.label_smoothing if model.training else 0.0)
+        # The language model's loss needs all states.
+        states = model.states(batch) if self.language_model else None
+        read = model.read(batch) if states is None else states.flatten(0, 1)[batch["read"]]
+        nll = self.nll(model.logits(read), batch, self.label_smoothing if model.training else 0.0)
         # A batch of windows may answer for no label.
         loss = nll / max(totals["targets"], 1)
         sums: dict[str, Tensor | float] = {"nll": nll.detach(), "targets": len(batch["labels"])}
-        if self.language_model:
+        if states is not None:
             inside = torch.arange(1, states.shape[1] + 1, device=states.device) < batch["lengths"].unsqueeze(1)
             following = batch["tokens"].roll(-1, 1).where(inside, IGNORED)
             weight, divisor = model.backbone.output_weight, max(totals["words"], 1)

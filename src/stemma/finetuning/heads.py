@@ -43,15 +43,21 @@ class WithHead(nn.Module):
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return float [reads, outputs]; the batch as `reading.collate` makes it."""
-        return self.logits(self.states(batch), batch)
+        return self.logits(self.read(batch))
 
     def states(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the backbone's states, float [batch, length, hidden]."""
         return states_of(self.backbone, batch["tokens"], batch["lengths"], batch.get("segments"))
 
-    def logits(self, states: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return float [reads, outputs] of the backbone's states; of `read` [reads, several], of their sums."""
-        read = states.flatten(0, 1)[batch["read"]]
+    def read(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the backbone's states where the batch reads them, float [*read, hidden]."""
+        places = batch["read"]
+        states = states_of(self.backbone, batch["tokens"], batch["lengths"], batch.get("segments"), places.flatten())
+        return states.view(*places.shape, -1)
+
+    def logits(self, read: Tensor) -> Tensor:
+        """Return float [reads, outputs] of the states that are read, float [reads, hidden]; of [reads, several, hidden]
+        those of their sums."""
         if read.dim() == 3:
             read = read.sum(1)
         if self.pooled and isinstance(self.backbone, BERT):

@@ -46,14 +46,14 @@ class _Shifted(Writing):
 
     def loss(self, model: Any, batch: Batch, totals: Mapping[str, int] | None = None) -> Loss:
         """Return this batch's share of the step's loss, and sums to report."""
-        divisor, targets = max((totals or self.counts(batch))["targets"], 1), batch["targets"].flatten()
-        hidden = self.hidden(model, batch).flatten(0, 1)
+        divisor = max((totals or self.counts(batch))["targets"], 1)
+        hidden, targets = self.hidden(model, batch)
         smoothing = self.label_smoothing if model.training else 0.0
         loss = linear_cross_entropy(hidden, model.output_weight, targets, divisor=divisor, label_smoothing=smoothing)
         return loss, {"nll": loss.detach() * divisor, "targets": (targets != IGNORED).sum()}
 
-    def hidden(self, model: Any, batch: Batch) -> Tensor:
-        """Return the states that predict the targets, float [batch, length, hidden]."""
+    def hidden(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return states, float [tokens, hidden], and the targets that they predict, int64 [tokens]."""
         raise NotImplementedError
 
 
@@ -81,9 +81,9 @@ class GPTWriting(_Shifted):
             "targets": pad(targets, batch_first=True, padding_value=IGNORED),
         }
 
-    def hidden(self, model: Any, batch: Batch) -> Tensor:
-        """Return float [batch, length, hidden]; causality hides the padding."""
-        return model.hidden(batch["tokens"])
+    def hidden(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        """See `_Shifted.hidden`; causality hides the padding."""
+        return model.hidden(batch["tokens"]).flatten(0, 1), batch["targets"].flatten()
 
     def write(self, model: Any, prompts: list[list[int]]) -> list[list[int]]:
         """See `Writing.write`."""
@@ -110,10 +110,11 @@ class GLMWriting(_Shifted):
         """See `families.glm.examples.collate`."""
         return collate_glm(examples, self.ids.end)
 
-    def hidden(self, model: Any, batch: Batch) -> Tensor:
-        """Return float [batch, length, hidden]."""
-        mask = Mask(causal=True, prefix_lengths=batch["context_lengths"])
-        return model.hidden(batch["tokens"], batch["positions"], mask)
+    def hidden(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        """See `_Shifted.hidden`."""
+        mask, targets = Mask(causal=True, prefix_lengths=batch["context_lengths"]), batch["targets"].flatten()
+        places = (targets != IGNORED).nonzero().squeeze(1)
+        return model.hidden(batch["tokens"], batch["positions"], mask, places=places), targets[places]
 
     def write(self, model: Any, prompts: list[list[int]]) -> list[list[int]]:
         """See `Writing.write`."""
@@ -146,9 +147,10 @@ class T5Writing(_Shifted):
         batch = SpanCorruption.collate(examples)
         return {**batch, "targets": batch["target"]}
 
-    def hidden(self, model: Any, batch: Batch) -> Tensor:
-        """Return float [batch, length, hidden]."""
-        return model.hidden(batch["source"], batch["target"], source_padding=batch.get("source_padding"))
+    def hidden(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        """See `_Shifted.hidden`."""
+        states = model.hidden(batch["source"], batch["target"], source_padding=batch.get("source_padding"))
+        return states.flatten(0, 1), batch["targets"].flatten()
 
     def write(self, model: Any, prompts: list[list[int]]) -> list[list[int]]:
         """See `Writing.write`."""

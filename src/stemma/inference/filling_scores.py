@@ -68,9 +68,9 @@ def score_fillings(
 def target_scores(model: Any, batch: Mapping[str, Tensor]) -> list[list[float]]:
     """Return the log-probabilities of each row's targets in their order."""
     mask = Mask(causal=True, prefix_lengths=batch["context_lengths"])
-    hidden = model.hidden(batch["tokens"], batch["positions"], mask)
     learned = batch["targets"] != IGNORED
-    scores = log_probabilities_of(batch["targets"][learned], model.logits(hidden[learned]).float())
+    states = model.hidden(batch["tokens"], batch["positions"], mask, places=learned.flatten().nonzero().squeeze(1))
+    scores = log_probabilities_of(batch["targets"][learned], model.logits(states).float())
     return [row.tolist() for row in scores.split(learned.sum(1).tolist())]
 
 

@@ -10,18 +10,27 @@ from stemma.families.t5.model import T5
 from stemma.layers.masks import Mask
 
 
-def states_of(model: Any, tokens: Tensor, lengths: Tensor, segments: Tensor | None = None) -> Tensor:
+def states_of(
+    model: Any, tokens: Tensor, lengths: Tensor, segments: Tensor | None = None, places: Tensor | None = None
+) -> Tensor:
     """Return float [batch, length, hidden]: of a T5 the encoder's states, of others the last layer's.
 
     Args:
         tokens: int64 [batch, length], padded at the end with any ids. lengths: int64 [batch]: tokens that are real.
         segments: int64 [batch, length], of a BERT.
+        places: int64 [places], counted through all rows: return the states of these only, float [places, hidden]; in
+            BERT and GLM the others are then not computed.
     """
     if isinstance(model, GPT):
-        return model.hidden(tokens)  # causality hides the padding
+        return _at(model.hidden(tokens), places)  # causality hides the padding
     width = tokens.shape[1]
     full = bool((lengths == width).all())
     mask = None if full else Mask(key_padding=torch.arange(width, device=tokens.device) < lengths.unsqueeze(1))
     if isinstance(model, T5):
-        return model.encode(tokens, mask)
-    return model.hidden(tokens, mask=mask) if segments is None else model.hidden(tokens, segments, mask)
+        return _at(model.encode(tokens, mask), places)
+    options = {} if segments is None else {"segments": segments}
+    return model.hidden(tokens, mask=mask, places=places, **options)
+
+
+def _at(states: Tensor, places: Tensor | None) -> Tensor:
+    return states if places is None else states.flatten(0, 1)[places]

@@ -74,9 +74,12 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(hidden, 4 * hidden, activation="gelu_tanh")
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, mask: Mask | None, cache: KeyValueCache | None = None) -> Tensor:
-        """Map float [batch, length, hidden] to the same shape."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), mask, cache))
+    def forward(
+        self, x: Tensor, mask: Mask | None, cache: KeyValueCache | None = None, places: Tensor | None = None
+    ) -> Tensor:
+        """Map float [batch, length, hidden] to the same shape, or to [places, hidden] (see `GLM.hidden`)."""
+        mixed = self.attention(self.attention_norm(x), mask, cache, places=places)
+        x = (x if places is None else x.flatten(0, 1)[places]) + self.dropout(mixed)
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
@@ -128,6 +131,7 @@ class GLM(nn.Module):
         mask: Mask | None = None,
         *,
         cache: KeyValueCache | None = None,
+        places: Tensor | None = None,
     ) -> Tensor:
         """Return the last layer's states, float [batch, length, hidden]; logits are these times `output_weight`.
 
@@ -137,6 +141,8 @@ class GLM(nn.Module):
                 from 1 at its start token (0 outside blanks). Default: a text without blanks.
             mask: `Mask(causal=True, prefix_lengths=...)` with the lengths of Part A. Default: all of it is Part A.
             cache: keys and values of what was read before; it then gives the mask.
+            places: int64 [places], counted through all rows: return the states of these only, float [places, hidden],
+                which spares the others most of the last layer.
         Raises:
             InputError: more tokens without positions than there are positions.
         """
@@ -146,8 +152,9 @@ class GLM(nn.Module):
         if self.block_position_embedding is not None:
             x = x + self.block_position_embedding(positions[:, 1])
         x = self.dropout(x)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x, mask, cache)
+        x = self.blocks[-1](x, mask, cache, places)
         if cache is not None:
             cache.advance(tokens.shape[1])
         return self.final_norm(x)
