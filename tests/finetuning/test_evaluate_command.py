@@ -14,6 +14,7 @@ import stemma
 from stemma import files
 from stemma.cli import main
 from stemma.finetuning.checkpoint import save_finetuned
+from stemma.finetuning.recipe import LoRARecipe
 from stemma.finetuning.run import build, finetune, measure_directory, read_splits
 
 PARTS = [" ".join(WORDS.split()[start : start + 4]) for start in range(0, 40, 4)]
@@ -186,3 +187,15 @@ def test_a_language_model_has_no_task(run, tmp_path: Path) -> None:
     code, printed, error = run(directory, tmp_path / "text.txt", "--json")
     assert code == 0, error
     assert json.loads(printed)["targets"] == len(tokenizer_of("gpt").encode(WORDS))
+
+
+def test_adapters_are_measured_as_they_are(run, tmp_path: Path) -> None:
+    path, columns, _, labels = examples_of("classification", tmp_path)
+    recipe = recipe_of(directory_of("bert", tmp_path), {}, {"train": path, "dev": path, **columns}, steps=30)
+    recipe = recipe.model_copy(update={"lora": LoRARecipe(rank=4)})
+    _, results = finetune(recipe, tmp_path / "run")
+    arguments = (tmp_path / "run/best", path, "--text", "sentence", "--label", "kind", "--json")
+    code, printed, error = run(*arguments)
+    assert code == 0 and results is not None, error
+    found = json.loads(printed)
+    assert found["metrics"] == results["dev"]["metrics"] and found["examples"] == len(labels)
