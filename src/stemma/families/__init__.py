@@ -36,6 +36,11 @@ from stemma.families.gpt import checkpoint as gpt_checkpoint
 from stemma.families.gpt.model import GPT, GPTConfig
 from stemma.families.gpt.model import PRESETS as GPT_PRESETS
 from stemma.families.gpt.objective import Causal
+from stemma.families.mistral import checkpoint as mistral_checkpoint
+from stemma.families.mistral import native as mistral_native
+from stemma.families.mistral.model import PRESETS as MISTRAL_PRESETS
+from stemma.families.mistral.model import Mistral, MistralConfig
+from stemma.families.mistral.objective import RoutedCausal
 from stemma.families.t5 import checkpoint as t5_checkpoint
 from stemma.families.t5.model import PRESETS as T5_PRESETS
 from stemma.families.t5.model import T5, T5Config
@@ -97,6 +102,15 @@ FAMILIES: dict[str, Family] = {
         to_published=glm_checkpoint.to_published,
         from_published=glm_checkpoint.from_published,
     ),
+    "mistral": Family(
+        config=MistralConfig,
+        model=Mistral,
+        presets=MISTRAL_PRESETS,
+        objectives={"causal": RoutedCausal},
+        model_types=mistral_checkpoint.MODEL_TYPES,
+        to_published=mistral_checkpoint.to_published,
+        from_published=mistral_checkpoint.from_published,
+    ),
     "t5": Family(
         config=T5Config,
         model=T5,
@@ -157,6 +171,8 @@ def load(
     directory = resolve(path_or_hub_id)
     if glm_original.is_original(directory):
         return glm_original.load_original(directory, dtype=dtype, device=device).eval()
+    if mistral_native.is_native(directory):
+        return mistral_native.load_native(directory, dtype=dtype, device=device).eval()
     config = read_config(directory)
     branch = family(config["model_type"])
     return branch.from_published(config, StoredTensors(directory), dtype=dtype, device=device).eval()

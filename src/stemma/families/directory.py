@@ -6,7 +6,7 @@ Reading never copies more than the tensor at hand; replacing a directory never l
 import json
 import pickle
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ SHARD_BYTES = 5_000_000_000
 _DESCRIPTION_FILES = ["*.json", "*.txt", "*.model", "vocab.bpe"]
 _SAFETENSORS_FILES = ["model.safetensors", "model-*.safetensors"]
 _PICKLED_FILES = ["pytorch_model.bin", "pytorch_model-*.bin"]
+_NATIVE_FILES = ["consolidated*.safetensors"]  # Mistral's own releases
 
 
 def resolve(path_or_hub_id: str | Path) -> Path:
@@ -61,7 +62,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     if not path.is_file():
         raise InputError(f"{directory}: no config.json, so this is not a checkpoint folder")
-    config = _read_json(path)
+    config = read_json(path)
     if not isinstance(config.get("model_type"), str):
         raise InputError(f'{path}: no "model_type", expected the name of a model family such as "gpt2"')
     return config
@@ -70,19 +71,24 @@ def read_config(directory: Path) -> dict[str, Any]:
 class StoredTensors(Mapping[str, Tensor]):
     """The tensors of a checkpoint directory by name, memory-mapped: data is read from disk where it is touched.
 
+    Args:
+        files: of safetensors, where they are not the ones of `WEIGHTS`.
     Raises:
         InputError: no weights, a missing shard, a truncated or foreign file, a tensor that the index promises in vain.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, files: Sequence[Path] | None = None) -> None:
         self.directory = directory
         self._readers: dict[str, Callable[[], Tensor]] = {}
         self._files: dict[str, Path] = {}
-        entry = next((directory / name for name in WEIGHTS if (directory / name).is_file()), None)
-        if entry is None:
-            raise InputError(f"{directory}: no weights, expected one of {', '.join(WEIGHTS)}")
-        promised = _read_index(entry) if entry.suffix == ".json" else {}
-        for path in sorted(set(promised.values())) or [entry]:
+        promised: dict[str, Path] = {}
+        if files is None:
+            entry = next((directory / name for name in WEIGHTS if (directory / name).is_file()), None)
+            if entry is None:
+                raise InputError(f"{directory}: no weights, expected one of {', '.join(WEIGHTS)}")
+            promised = _read_index(entry) if entry.suffix == ".json" else {}
+            files = sorted(set(promised.values())) or [entry]
+        for path in files:
             for name, reader in _open(path).items():
                 self._readers[name], self._files[name] = reader, path
         for name, path in promised.items():
@@ -213,14 +219,19 @@ def _fetch(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
 
     directory = Path(snapshot_download(hub_id, allow_patterns=_DESCRIPTION_FILES))
-    for patterns in (_SAFETENSORS_FILES, _PICKLED_FILES):
+    for patterns in (_SAFETENSORS_FILES, _PICKLED_FILES, _NATIVE_FILES):
         snapshot_download(hub_id, allow_patterns=patterns)
         if any(True for pattern in patterns for _ in directory.glob(pattern)):
             break
     return directory
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        InputError: not UTF-8, not JSON, or not an object.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
@@ -234,7 +245,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _read_index(path: Path) -> dict[str, Path]:
     """Read which shard holds which tensor."""
-    weight_map = _read_json(path).get("weight_map")
+    weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict):
         raise InputError(f'{path}: no "weight_map" object, expected tensor names with their files')
     files = {name: path.parent / Path(str(file)).name for name, file in weight_map.items()}
@@ -247,14 +258,21 @@ def _read_index(path: Path) -> dict[str, Path]:
 def _open(path: Path) -> dict[str, Callable[[], Tensor]]:
     if path.suffix == ".safetensors":
         try:
-            file = safe_open(path, framework="pt")
+            with safe_open(path, framework="pt") as file:
+                names = list(file.keys())
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path}: truncated or not a safetensors file ({error})") from error
-        return {name: partial(file.get_tensor, name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        return {name: partial(_mapped, path, name) for name in names}
     content = _unpickle(path)
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise InputError(f"{path}: expected a dictionary of tensors")
     return {name: partial(content.__getitem__, name) for name in content}
+
+
+def _mapped(path: Path, name: str) -> Tensor:
+    """Return a tensor in a mapping of its own: with the tensor, the pages that were read of it are given back."""
+    with safe_open(path, framework="pt") as file:
+        return file.get_tensor(name)
 
 
 def _unpickle(path: Path) -> Any:

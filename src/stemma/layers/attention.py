@@ -11,6 +11,7 @@ from stemma.layers.biased_attention import biased_attention
 from stemma.layers.document_attention import document_attention
 from stemma.layers.linear import Linear
 from stemma.layers.masks import Mask
+from stemma.layers.tiled_attention import tiled_attention
 
 
 class KeyValueCache(Protocol):
@@ -47,7 +48,8 @@ def attention(
     """Return softmax(query key^T * scale + bias) value over the keys that `mask` allows.
 
     Args:
-        query: float [batch, heads, queries, head_dim]. key, value: float [batch, heads, keys, head_dim].
+        query: float [batch, heads, queries, head_dim]. key, value: float [batch, key heads, keys, head_dim]; if there
+            are more heads than key heads, consecutive ones share a key head (Ainslie et al. 2023, "GQA", section 2.2).
         mask: what may be seen (None: everything). window: the layer's own sliding window, on top of the mask's.
         dropout: probability of dropping an attention weight. scale: default 1 / sqrt(head_dim).
         bias: float [1, heads, queries, keys], added to the scores of all rows (relative positions of T5); None: 0.
@@ -56,16 +58,44 @@ def attention(
     """
     if bias is not None:
         return biased_attention(query, key, value, bias, mask, window=window, dropout=dropout, scale=scale)
+    grouped = query.shape[1] != key.shape[1]
+    if grouped and query.shape[2] == 1:
+        return _one_query(query, key, value, mask, window, dropout, scale)
     if mask is None and window is None:
-        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scale)
-    lowered = (mask or Mask()).lower(query, key, window, dropout=dropout)
+        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scale, enable_gqa=grouped)
+    lowered = (mask or Mask()).lower(query, key, window, dropout=dropout, tiled=True)
     if lowered.block is not None:
-        return _flex_attention()(query, key, value, block_mask=lowered.block, scale=scale)
+        return _flex_attention()(query, key, value, block_mask=lowered.block, scale=scale, enable_gqa=grouped)
+    if lowered.tiles is not None:
+        return tiled_attention(query, key, value, lowered.tiles, scale)
     if lowered.segments is not None:
         return document_attention(query, key, value, lowered.segments, scale, lowered.is_causal)
     return F.scaled_dot_product_attention(
-        query, key, value, attn_mask=lowered.dense, dropout_p=dropout, is_causal=lowered.is_causal, scale=scale
+        query,
+        key,
+        value,
+        attn_mask=lowered.dense,
+        dropout_p=dropout,
+        is_causal=lowered.is_causal,
+        scale=scale,
+        enable_gqa=grouped,
     )
+
+
+def _one_query(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Mask | None,
+    window: int | None,
+    dropout: float,
+    scale: float | None,
+) -> Tensor:
+    """Attention of a single token: the heads that share keys become the queries of one head, so keys are read once."""
+    dense = None if mask is None and window is None else (mask or Mask()).lower(query, key, window, plain=True).dense
+    groups = query.squeeze(2).unflatten(1, (key.shape[1], -1))  # [batch, key heads, group, head_dim]
+    mixed = F.scaled_dot_product_attention(groups, key, value, attn_mask=dense, dropout_p=dropout, scale=scale)
+    return mixed.flatten(1, 2).unsqueeze(2)
 
 
 @cache

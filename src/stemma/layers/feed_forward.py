@@ -10,6 +10,7 @@ from stemma.layers.linear import Linear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
+    "silu": F.silu,
     "gelu": F.gelu,  # the exact form, with the error function
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
 }
