@@ -28,7 +28,11 @@ class Decoder:
         self.copies = list(copies) if copies is not None else [1] * len(prompts)
         self.device = model.output_weight.device
         longest = max(len(prompt) for prompt in prompts)
-        self.cache = DenseCache.for_model(model, sum(self.copies), longest + new_tokens)
+        self.cache = self.new_cache(sum(self.copies), longest + new_tokens)
+
+    def new_cache(self, rows: int, capacity: int) -> DenseCache:
+        """Return an empty cache for the model."""
+        return DenseCache.for_model(self.model, rows, capacity)
 
     @torch.inference_mode()
     def read_prompts(self) -> Tensor:
