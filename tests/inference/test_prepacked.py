@@ -6,6 +6,7 @@ import logging
 import pytest
 import torch
 
+from stemma.families.mistral.model import Mistral, MistralConfig
 from stemma.inference.decoder import Decoder
 from stemma.inference.prepacked import prepacked
 
@@ -46,6 +47,31 @@ def test_results_are_the_models_own(make_model, variant, rows, release):
         assert torch.equal(model(few), expected[0]) and torch.equal(model(many), expected[1])
     after = model.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+@needs_onednn
+@pytest.mark.parametrize("release", [False, True])
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("experts", [0, 3])
+def test_grouped_queries_gates_and_experts(experts, rows, release):
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocabulary=97, layers=2, hidden=32, heads=4, key_value_heads=2, feed_forward=48, windows=(6,), experts=experts
+    )
+    model = Mistral(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(10 if parameter.dim() > 1 else 1)
+        before = copy.deepcopy(model.state_dict())
+        few = torch.randint(0, 97, (rows, 1), generator=torch.Generator().manual_seed(0))
+        many = torch.randint(0, 97, (2, 20), generator=torch.Generator().manual_seed(1))
+        expected = model(few), model(many)
+        with prepacked(model, rows, release=release):
+            assert all("project" in vars(block.attention) for block in model.blocks)
+            for ours, own in zip((model(few), model(many)), expected, strict=True):
+                assert torch.allclose(ours, own, atol=1e-4) and own.std() > 0.5
+        assert torch.equal(model(few), expected[0])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 @needs_onednn

@@ -15,6 +15,7 @@ from stemma.families.bert.tokens import frame_and_mask
 from stemma.families.glm.model import GLM
 from stemma.families.glm.tokens import GLMTokens
 from stemma.families.gpt.model import GPT
+from stemma.families.mistral.model import Mistral
 from stemma.families.t5.model import T5
 from stemma.layers.masks import Mask
 
@@ -120,9 +121,9 @@ def _frame(model: Any, tokenizer: "Tokenizer") -> tuple[list[int], list[int]]:
         return [glm.beginning], [glm.end]
     if isinstance(model, T5):
         return [], [tokenizer.separator]
-    if isinstance(model, GPT):
+    if isinstance(model, GPT | Mistral):
         return [], []
-    raise InputError(f"a {type(model).__name__} cannot embed texts: expected a BERT, GLM, T5 or GPT")
+    raise InputError(f"a {type(model).__name__} cannot embed texts: expected a BERT, GLM, T5, GPT or Mistral")
 
 
 def _batches(rows: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
@@ -147,7 +148,7 @@ def _states(model: Any, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     mask = None if bool((lengths == longest).all()) else Mask(key_padding=real)
     if isinstance(model, T5):
         return model.encode(tokens, mask), real
-    if isinstance(model, GPT):
+    if isinstance(model, GPT | Mistral):
         return model.hidden(tokens), real  # causality hides the padding
     return model.hidden(tokens, mask=mask), real
 

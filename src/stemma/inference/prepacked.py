@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stemma.families.mistral.model import GroupedQueryAttention
 from stemma.inference.products import FUSED_ACTIVATIONS, OneDNNProduct, Product, available, fastest, pack
 from stemma.layers.attention import MultiHeadAttention
-from stemma.layers.feed_forward import ACTIVATIONS, FeedForward
+from stemma.layers.feed_forward import ACTIVATIONS, FeedForward, GatedFeedForward
 
 logger = logging.getLogger(__name__)
 
@@ -97,9 +98,14 @@ class _Packing:
         self._use(model, "logits", pack(self.kind, model.output_weight, None, self.rows))
         done = {getattr(model, "output", None)}
         for module in model.modules():
-            if isinstance(module, MultiHeadAttention):
+            if isinstance(module, MultiHeadAttention | GroupedQueryAttention):
                 maps = [module.query, module.key, module.value]
-                self._use(module, "project", self._pack(maps), _split_heads(module.heads))
+                shared = getattr(module, "key_value_heads", module.heads)
+                self._use(module, "project", self._pack(maps), _split_heads(module.heads, shared))
+                done |= set(maps)
+            elif type(module) is GatedFeedForward:
+                maps = [module.gate, module.up]
+                self._use(module, "forward", self._pack(maps), _gated(module))
                 done |= set(maps)
             elif type(module) is FeedForward and self.kind is OneDNNProduct:
                 name = next((name for name in FUSED_ACTIVATIONS if ACTIVATIONS[name] is module.activation), None)
@@ -165,13 +171,23 @@ def _compose(product: Product, then: Callable[[Tensor], Any]) -> Callable[[Tenso
     return lambda x: then(product(x))
 
 
-def _split_heads(heads: int) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """Return what makes query, key and value of their joint product, [batch, length, 3 * inner]."""
+def _split_heads(heads: int, shared: int) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """Return what makes query, key and value of their joint product, [batch, length, (heads + 2 shared) * head_dim]."""
 
     def split(x: Tensor) -> tuple[Tensor, ...]:
-        return x.view(x.shape[0], x.shape[1], 3, heads, -1).permute(2, 0, 3, 1, 4).unbind()
+        return x.unflatten(-1, (heads + 2 * shared, -1)).transpose(1, 2).split([heads, shared, shared], dim=1)
 
     return split
+
+
+def _gated(module: GatedFeedForward) -> Callable[[Tensor], Tensor]:
+    """Return what makes a gated feed-forward's result of its first two maps' joint product, [..., 2 * inner]."""
+
+    def rest(x: Tensor) -> Tensor:
+        gate, up = x.chunk(2, dim=-1)
+        return module.down(module.activation(gate).mul_(up))
+
+    return rest
 
 
 def _identity(x: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ class RollingCache:
         return sum(buffer.nbytes for buffer in [*self.keys, *self.values])
 
     def pieces(self, rows: Sequence[int], lengths: Sequence[int]) -> "Pieces":
-        """Return a view of the cache that takes the next lengths[i] tokens of row rows[i], packed one behind another."""
+        """Return a view of the cache that takes the next lengths[i] tokens of row rows[i], packed one after another."""
         return Pieces(self, rows, lengths)
 
     def positions(self, length: int) -> Tensor:

@@ -66,6 +66,18 @@ def test_without_experts_it_is_the_plain_objective() -> None:
     assert loss.item() == pytest.approx(float(sums["nll"]) / int(sums["targets"]), rel=1e-6)
 
 
+def test_floating_point_operations_are_those_of_the_experts_that_a_token_meets() -> None:
+    dense = replace(MIXTRAL, experts=0, feed_forward=40)  # as wide as two of the experts
+    plain, routed = (RoutedCausal(0).training_flops(Mistral(config), 16) for config in (dense, MIXTRAL))
+    assert routed - plain == 6 * 16 * 2 * 24 * 4  # the routers
+    seen = {
+        window: RoutedCausal(0).training_flops(Mistral(replace(dense, windows=(window,))), 16) for window in (4, 16)
+    }
+    assert seen[16] == plain
+    # Pairs of tokens: 136 in all, 1 + 2 + 3 + 13 * 4 within the window.
+    assert seen[16] - seen[4] == 12 * 24 * 2 * (136 - 58)
+
+
 def test_micro_batches_without_balancing_add_up_to_the_batch() -> None:
     objective, model, batch = RoutedCausal(0, load_balancing=0.0, router_z=0.1), model_of(), some_batch()
     loss, _ = objective.loss(model, batch)

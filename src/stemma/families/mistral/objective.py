@@ -32,6 +32,20 @@ class RoutedCausal(Causal):
         """Return how many `targets` the batch has, and how many tokens are `routed`."""
         return {**super().counts(batch), "routed": batch["tokens"].numel()}
 
+    def training_flops(self, model: Mistral, length: int) -> float:
+        """Estimate the floating-point operations of a step per sequence: of the experts, those that a token meets.
+
+        6 for each parameter that a token meets, and 12 * heads * head_dim for each pair of tokens within the windows.
+        """
+        config = model.config
+        matrices = [(name, weight.numel()) for name, weight in model.blocks.named_parameters() if weight.dim() > 1]
+        share = config.experts_per_token / config.experts if config.experts else 1.0
+        met = sum(count * (share if ".experts." in name else 1.0) for name, count in matrices)
+        met += model.output_weight.numel()
+        windows = [min(config.window(layer) or length, length) for layer in range(config.layers)]
+        pairs = sum(window * (window + 1) // 2 + (length - window) * window for window in windows)
+        return 6.0 * met * length + 12.0 * config.heads * config.head_size * pairs
+
     def loss(  # type: ignore[override]
         self, model: Mistral, batch: Mapping[str, Tensor], totals: Mapping[str, int] | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
