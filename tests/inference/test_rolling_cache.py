@@ -1,6 +1,10 @@
 """With the rolling cache the model computes what it computes without: prompts in pieces of any size, rows that wrap at
 different times, layers with different windows and with none."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -224,3 +228,37 @@ def test_a_bfloat16_model_is_no_less_exact_with_the_cache():
     cached = decoding.step(torch.tensor([7, 7]))
     assert decoding.cache.keys[0].dtype == torch.float32 and cached.dtype == torch.float32
     assert (cached - exact).abs().mean() < 1.2 * (plain - exact).abs().mean() < 0.1 * exact.std()
+
+
+_PEAK = """
+import sys, torch
+from pathlib import Path
+from stemma.families.mistral.model import Mistral, MistralConfig
+from stemma.inference import decoder
+from stemma.inference.rolling_decoder import RollingDecoder
+length, decoder.PIECE_TOKENS = int(sys.argv[1]), int(sys.argv[2])
+config = MistralConfig(
+    vocabulary=64, context=40000, layers=2, hidden=128, heads=4, key_value_heads=2, feed_forward=256, windows=(256,)
+)
+model = Mistral(config).eval()
+def resident(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
+RollingDecoder(model, [[1] * 64], new_tokens=1).read_prompts()
+prompt = torch.randint(0, 64, (length,)).tolist()
+before = resident("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+RollingDecoder(model, [prompt], new_tokens=1).read_prompts()
+print(resident("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells peak memory")
+def test_the_peak_memory_of_a_long_prompt_is_that_of_a_piece():
+    def peak(length: int, piece: int) -> float:
+        command = [sys.executable, "-c", _PEAK, str(length), str(piece)]
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    whole, short, long = peak(32768, 32768), peak(2048, 512), peak(32768, 512)
+    assert long < short + 4 < 0.3 * whole  # MiB

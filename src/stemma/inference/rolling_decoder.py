@@ -30,8 +30,9 @@ class RollingDecoder(Decoder):
             view = self.cache.pieces([first_rows[number] for number, _, _ in pieces], [b - a for _, a, b in pieces])
             tokens = [token for number, start, stop in pieces for token in self.prompts[number][start:stop]]
             hidden = self.model.hidden(torch.tensor([tokens], device=self.device), cache=view)
-            ended = [stop == len(self.prompts[number]) for number, _, stop in pieces]
-            logits.append(self.model.logits(hidden[0, view.last[torch.tensor(ended)]]).float())
+            ended = torch.tensor([stop == len(self.prompts[number]) for number, _, stop in pieces])
+            if ended.any():
+                logits.append(self.model.logits(hidden[0, view.last[ended]]).float())
         self.cache.spread(self.copies)
         return torch.cat(logits).repeat_interleave(torch.tensor(self.copies, device=self.device), dim=0)
 
