@@ -20,6 +20,7 @@ bench: .venv/dev
 	.venv/bin/python benchmarks/fill.py
 	.venv/bin/python benchmarks/training.py --quick
 	.venv/bin/python benchmarks/decode.py --quick
+	.venv/bin/python benchmarks/windows.py --quick
 
 lint: .venv/dev
 	.venv/bin/ruff check src tests benchmarks

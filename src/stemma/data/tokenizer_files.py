@@ -2,7 +2,7 @@
 
 Nothing in them is executed. Formats: `tokenizer.json`; byte-level BPE as GPT-2's `vocab.json` + `merges.txt` (OpenAI's
 `encoder.json` + `vocab.bpe`); GPT-1's BPE with end-of-word marks in files of the same names; BERT's `vocab.txt`;
-SentencePiece `.model`.
+SentencePiece `.model`; Mistral's `tekken.json`.
 """
 
 import json
@@ -12,6 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from stemma.data.sentencepiece_models import read_sentencepiece
+from stemma.data.tekken import read_tekken
 from stemma.errors import InputError
 
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "cls_token", "sep_token", "mask_token")
@@ -21,6 +22,7 @@ BPE_FILES = {
     "encoder_bpe_40000.json": "vocab_40000.bpe",
 }
 SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+TEKKEN_FILE = "tekken.json"
 CONFIGURATION_FILES = ("special_tokens_map.json", "tokenizer_config.json", "added_tokens.json")
 PUBLISHED_FILES = (
     "tokenizer.json",
@@ -28,9 +30,13 @@ PUBLISHED_FILES = (
     *BPE_FILES.values(),
     "vocab.txt",
     *SENTENCEPIECE_FILES,
+    TEKKEN_FILE,
     *CONFIGURATION_FILES,
 )
-EXPECTED = "tokenizer.json, vocab.json + merges.txt, encoder.json + vocab.bpe, vocab.txt or a SentencePiece .model"
+EXPECTED = (
+    "tokenizer.json, vocab.json + merges.txt, encoder.json + vocab.bpe, vocab.txt, tekken.json "
+    "or a SentencePiece .model"
+)
 
 # Names that the published tokenizers use, where no configuration says it.
 USUAL_NAMES = {
@@ -62,7 +68,7 @@ def read_tokenizer(path: Path) -> tuple[Tokenizer, dict[str, str]]:
 
 
 def _find(directory: Path) -> Path:
-    preferred = ["tokenizer.json", *BPE_FILES, "vocab.txt", *SENTENCEPIECE_FILES]
+    preferred = ["tokenizer.json", *BPE_FILES, "vocab.txt", TEKKEN_FILE, *SENTENCEPIECE_FILES]
     for name in preferred:
         if (directory / name).is_file():
             return directory / name
@@ -78,6 +84,8 @@ def _read_file(file: Path, configuration: dict[str, Any]) -> tuple[Tokenizer, di
         return _read_bpe(file, file.with_name(BPE_FILES[file.name]), configuration)
     if file.name in by_merges:
         return _read_bpe(file.with_name(by_merges[file.name]), file, configuration)
+    if file.name.startswith("tekken"):
+        return read_tekken(read_json(file), file)
     if file.suffix == ".json":
         return _read_tokenizer_json(file)
     if file.suffix == ".model":

@@ -179,8 +179,8 @@ def load_tokenizer(path_or_hub_id: str | Path) -> Tokenizer:
     """Load a tokenizer from a folder, a file or the Hugging Face hub.
 
     Reads tokenizer.json; GPT-2's vocab.json + merges.txt or encoder.json + vocab.bpe; GPT-1's files; BERT's vocab.txt;
-    SentencePiece .model files of Unigram (T5) and BPE (Llama, Mistral) models. Raises InputError naming the file and
-    what was expected of it, or why the hub could not give it.
+    SentencePiece .model files of Unigram (T5) and BPE (Llama, Mistral) models; Mistral's tekken.json. Raises InputError
+    naming the file and what was expected of it, or why the hub could not give it.
     """
     path = Path(path_or_hub_id).expanduser()
     if not path.exists():

@@ -32,6 +32,8 @@ from stemma.families.glm import checkpoint as glm_checkpoint
 from stemma.families.glm.model import GLM
 from stemma.families.gpt import checkpoint as gpt_checkpoint
 from stemma.families.gpt.model import GPT
+from stemma.families.mistral import checkpoint as mistral_checkpoint
+from stemma.families.mistral.model import Mistral
 from stemma.families.t5 import checkpoint as t5_checkpoint
 from stemma.families.t5.model import T5
 from stemma.families.weights import Stored
@@ -196,6 +198,8 @@ def _published(model: Any, layers: Sequence[str]) -> list[Stored]:
             return gpt_checkpoint.table(model.config)
         case GLM():
             return glm_checkpoint.table(model.config)
+        case Mistral() if mistral_checkpoint.published_type(model.config) != mistral_checkpoint.OWN_TYPE:
+            return mistral_checkpoint.table(model.config)
         case T5():
             return t5_checkpoint.table(model.config)
         case BERT():
