@@ -27,22 +27,34 @@ BERT_SIZES = dict(
     vocab_size=61, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40,
     max_position_embeddings=24,
 )  # fmt: skip
+MISTRAL_SIZES = dict(
+    vocab_size=61, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    intermediate_size=40, max_position_embeddings=24, sliding_window=5,
+)  # fmt: skip
 THEIRS = {
     "gpt2": lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT_SIZES)),
     "openai-gpt": lambda: transformers.OpenAIGPTLMHeadModel(transformers.OpenAIGPTConfig(**GPT_SIZES)),
     "bert": lambda: transformers.BertForPreTraining(transformers.BertConfig(**BERT_SIZES)),
+    "mistral": lambda: transformers.MistralForCausalLM(transformers.MistralConfig(**MISTRAL_SIZES)),
     "t5": lambda: transformers.T5ForConditionalGeneration(transformers.T5Config(**T5_SIZES)),
     "t5 1.1": lambda: transformers.T5ForConditionalGeneration(
         transformers.T5Config(**T5_SIZES, num_decoder_layers=1, feed_forward_proj="gated-gelu")
     ),
 }
-TASKS = {"gpt2": "CAUSAL_LM", "openai-gpt": "CAUSAL_LM", "bert": None, "t5": "SEQ_2_SEQ_LM", "t5 1.1": "SEQ_2_SEQ_LM"}
+TASKS = {
+    "gpt2": "CAUSAL_LM", "openai-gpt": "CAUSAL_LM", "mistral": "CAUSAL_LM", "bert": None,
+    "t5": "SEQ_2_SEQ_LM", "t5 1.1": "SEQ_2_SEQ_LM",
+}  # fmt: skip
 # Ours, and PEFT's targets for (nearly) the same.
 TARGETS = {
     "all": ("all-linear", "all-linear"),
-    "paper": (("query", "value"), {"gpt": ["c_attn"], "bert": ["query", "value"], "t5": ["q", "v"]}),
-    "down": (("down",), {"gpt": ["mlp.c_proj"], "bert": r".*layer\.\d+\.output\.dense", "t5": ["wo"]}),
-}
+    "paper": (("query", "value"), {
+        "gpt": ["c_attn"], "bert": ["query", "value"], "t5": ["q", "v"], "mistral": ["q_proj", "v_proj"],
+    }),
+    "down": (("down",), {
+        "gpt": ["mlp.c_proj"], "bert": r".*layer\.\d+\.output\.dense", "t5": ["wo"], "mistral": ["down_proj"],
+    }),
+}  # fmt: skip
 TOKENS = torch.arange(20).view(2, 10) * 3
 
 
@@ -108,7 +120,7 @@ def test_peft_reads_ours(name, targets, tmp_path):
 def test_we_read_pefts(name, targets, tmp_path):
     theirs, ours = base(name, tmp_path / "base")
     kinds = TARGETS[targets][1]
-    kind = next((kind for kind in ("gpt", "bert", "t5") if kind in name), None)
+    kind = next((kind for kind in ("gpt", "bert", "t5", "mistral") if kind in name), None)
     options = dict(r=3, lora_alpha=5, fan_in_fan_out=kind == "gpt", init_lora_weights=False)
     target_modules = kinds if isinstance(kinds, str) else kinds[kind]
     config = peft.LoraConfig(target_modules=target_modules, task_type=TASKS[name], **options)
