@@ -11,10 +11,12 @@ _EXPORTS = {
     "load": "stemma.families",
     "load_tokenizer": "stemma.data.tokenizers",
     "generate": "stemma.inference.generate",
+    "Engine": "stemma.inference.engine",
+    "Request": "stemma.inference.requests",
     "predict": "stemma.finetuning.predicting",
 }
 
-__all__ = ["__version__", "generate", "load", "load_tokenizer", "predict"]
+__all__ = ["Engine", "Request", "__version__", "generate", "load", "load_tokenizer", "predict"]
 
 
 def __getattr__(name: str) -> Any:

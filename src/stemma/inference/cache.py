@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stemma.layers.attention import BufferedCache
 from stemma.layers.masks import Mask
 
 
-class DenseCache:
+class DenseCache(BufferedCache):
     """Keys and values of `rows` texts of at most `capacity` tokens (see `layers.attention.KeyValueCache`).
 
     Use: `begin` with the lengths of the prompts, a forward pass with `prompts(rows)` for each piece of them, then one
@@ -165,7 +166,7 @@ class DenseCache:
         self._masks: dict[tuple[int, int | None], Mask | None] = {}
 
 
-class PackedPrompts:
+class PackedPrompts(BufferedCache):
     """The prompts of some rows of a `DenseCache`, read in one forward pass as tokens [1, total] without padding."""
 
     def __init__(self, cache: DenseCache, rows: Sequence[int]) -> None:

@@ -15,23 +15,58 @@ from stemma.layers.tiled_attention import tiled_attention
 
 
 class KeyValueCache(Protocol):
-    """Keys and values of the tokens that a model has read, one buffer a layer, written in place."""
+    """Keys and values of the tokens that a model has read, written in place."""
 
     def positions(self, length: int) -> Tensor:
         """Return int64 [batch, length] or [length]: the positions that the next `length` tokens will have."""
         ...
 
-    def mask(self, length: int, window: int | None = None) -> Mask | None:
-        """Return what the next `length` tokens may see of the cached and their own keys (None: all of them)."""
-        ...
-
-    def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write [batch, heads, length, head_dim] of the next tokens; return views of all [batch, heads, total, ...]."""
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        window: int | None = None,
+        scale: float | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """Write keys and values of the next tokens, and return what their queries see (shapes as in `attention`)."""
         ...
 
     def advance(self, length: int) -> None:
         """Count the next `length` tokens as read, after the last layer."""
         ...
+
+
+class BufferedCache:
+    """A cache with one buffer a layer, which is attended to as a whole."""
+
+    def mask(self, length: int, window: int | None = None) -> Mask | None:
+        """Return what the next `length` tokens may see of the cached and their own keys (None: all of them)."""
+        raise NotImplementedError
+
+    def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write [batch, heads, length, head_dim] of the next tokens; return views of all [batch, heads, total, ...]."""
+        raise NotImplementedError
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        window: int | None = None,
+        scale: float | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """Write keys and values of the next tokens, and return what their queries see."""
+        mask = self.mask(query.shape[2], window)
+        key, value = self.update(layer, key, value)
+        query = query.to(key.dtype)  # a cache may be kept in a higher precision than the model's
+        return attention(query, key, value, mask, scale=scale, bias=bias)
 
 
 def attention(
@@ -149,13 +184,11 @@ class MultiHeadAttention(nn.Module):
             places: int64 [places], counted through all rows: the result is that of these, float [places, hidden].
         """
         query, key, value = self.project(x)
-        window = self.window
         if cache is not None:
-            mask, window = cache.mask(x.shape[1], window), None
-            key, value = cache.update(self.layer, key, value)
-        dropout = self.dropout if self.training else 0.0
-        query = query.to(key.dtype)  # a cache may be kept in a higher precision than the model's
-        mixed = attention(query, key, value, mask, window=window, dropout=dropout, scale=self.scale, bias=bias)
+            mixed = cache.attend(self.layer, query, key, value, window=self.window, scale=self.scale, bias=bias)
+        else:
+            dropout = self.dropout if self.training else 0.0
+            mixed = attention(query, key, value, mask, window=self.window, dropout=dropout, scale=self.scale, bias=bias)
         mixed = mixed.transpose(1, 2).flatten(2).to(x.dtype)
         return self.output(mixed if places is None else mixed.flatten(0, 1)[places])
 

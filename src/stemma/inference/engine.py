@@ -1,0 +1,319 @@
+"""Continuous batching: requests come and go, and every step of the model serves all that are there.
+
+One step reads the next token of each text that is being written and, with what is left of a budget of tokens, pieces of
+the prompts of new ones (Agrawal et al. 2023, "Sarathi"), so that a long prompt does not hold up the others. Keys and
+values lie in blocks (`inference.paged_cache`); prompts that begin alike are read once.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from stemma.errors import InputError
+from stemma.inference.paged_cache import PagedCache
+from stemma.inference.prepacked import prepacked
+from stemma.inference.ragged import Piece, RaggedStep
+from stemma.inference.requests import Request, RunningText, Scored, Update
+from stemma.inference.sampling_rows import choose
+
+if TYPE_CHECKING:
+    from stemma.data.tokenizers import Tokenizer
+
+CACHE_BYTES = 2**30
+
+
+class Engine:
+    """A model and the texts that it is writing.
+
+    Not safe for use by several threads at once. `submit` takes a request, `step` serves all of them once and tells what
+    is new; between steps requests may come and be cancelled.
+
+    A text depends on the model, its request and nothing else, except where two tokens are equally likely up to
+    rounding: products of other sizes add up in another order.
+
+    Args:
+        model: a decoder-only language model of `stemma.load`, in eval mode. tokenizer: the model's.
+        memory: bytes for keys and values. budget: tokens that one step reads at most. most_texts: at a time.
+        share_prefixes: whether prompts that begin alike share what was computed.
+    Raises:
+        InputError: a model that does not write from left to right.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: "Tokenizer",
+        *,
+        memory: int = CACHE_BYTES,
+        budget: int = 512,
+        most_texts: int = 64,
+        share_prefixes: bool = True,
+    ) -> None:
+        if not hasattr(model, "logits") or not hasattr(model.config, "window"):
+            raise InputError(
+                f"{type(model).__name__} does not write from left to right: the engine serves GPT, Mistral"
+            )
+        if model.training:
+            raise InputError("the model is in training mode, where dropout is random: call model.eval() first")
+        self.model, self.tokenizer, self.budget, self.most_texts = model, tokenizer, budget, most_texts
+        self.cache = PagedCache.for_model(model, memory)
+        self.context: int = model.config.context
+        self.share_prefixes = share_prefixes
+        self._ends = end_tokens(tokenizer)
+        self._waiting: deque[RunningText] = deque()
+        self._running: list[RunningText] = []  # the oldest first
+        self._numbers = 0
+        self._news: list[Update] = []
+        windows = [group.window for group in self.cache.groups if group.window is not None]
+        self._sure_piece = min([*windows, budget])  # so long a piece finds blocks when its text is alone
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is work for `step`."""
+        return bool(self._waiting or self._running or self._news)
+
+    @property
+    def waiting(self) -> int:
+        """Texts that have not begun."""
+        return sum(1 + len(text.siblings) for text in self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Texts that are being read or written."""
+        return len(self._running)
+
+    def submit(self, request: Request) -> int:
+        """Take a request; return its number.
+
+        Raises:
+            InputError: a prompt that is empty, too long for the model, or has tokens that it does not know.
+        """
+        self._check(request)
+        number, self._numbers = self._numbers, self._numbers + 1
+        first, *others = [
+            RunningText(number, request, sample, self.context, self.tokenizer) for sample in range(request.samples)
+        ]
+        first.siblings = others
+        self._waiting.append(first)
+        return number
+
+    def cancel(self, request: int) -> None:
+        """Forget a request, at once; nothing is told about it any more."""
+        for text in [text for text in self._running if text.number == request]:
+            self._leave(text)
+        self._waiting = deque(text for text in self._waiting if text.number != request)
+        self._news = [update for update in self._news if update.request != request]
+
+    @torch.inference_mode()
+    def step(self) -> list[Update]:
+        """Serve every running text once; return what is new."""
+        pieces = self._schedule()
+        if pieces:
+            self._forward(pieces)
+        news, self._news = self._news, []
+        return news
+
+    def run(self, requests: Iterable[Request]) -> list[list[RunningText]]:
+        """Serve requests to their end; return the texts of each."""
+        texts = []
+        for request in requests:
+            self.submit(request)
+            texts.append([self._waiting[-1], *self._waiting[-1].siblings])
+        with self.fast_products():
+            while self.busy:
+                self.step()
+        return texts
+
+    def fast_products(self) -> AbstractContextManager[None]:
+        """Return a context in which `step` multiplies faster on a CPU (see `prepacked`), for many steps."""
+        return prepacked(self.model, min(self.most_texts, 8))
+
+    def _check(self, request: Request) -> None:
+        length, vocabulary = len(request.tokens), self.model.config.vocabulary
+        if not length:
+            raise InputError("the prompt is empty, expected at least one token")
+        if length > self.context or (length == self.context and request.max_new_tokens > 1):
+            raise InputError(f"the prompt has {length} tokens, the model's context is {self.context}")
+        if not 0 <= min(request.tokens) <= max(request.tokens) < vocabulary:
+            raise InputError(f"the prompt has a token outside 0 to {vocabulary - 1}")
+        if any(not 0 <= token < vocabulary for token in request.preferences.bias):
+            raise InputError(f"a bias is given to a token outside 0 to {vocabulary - 1}")
+        if request.samples < 1 or request.max_new_tokens < 0 or "" in request.stop:
+            raise InputError("expected at least one sample, max_new_tokens of 0 or more, and no empty stop string")
+
+    def _schedule(self) -> list[Piece]:
+        """Return what is read in this step: single tokens first, then pieces of prompts, the oldest first."""
+        self._pieces: list[tuple[RunningText, Piece]] = []
+        budget = self.budget
+        writing = [text for text in self._running if text.unread == 1]
+        for text in writing:
+            if text in self._running and budget and self._reserve(text, 1):
+                self._add(text, 1)
+                budget -= 1
+        for text in [text for text in self._running if text.unread > 1]:
+            if text in self._running:
+                budget -= self._add_prompt(text, budget)
+        while budget and self._waiting and self.running < self.most_texts:
+            text = self._waiting[0]
+            self._open(text)
+            count = self._add_prompt(text, budget, alone=not self._running)
+            if not count:
+                self._close(text)
+                break
+            self._waiting.popleft()
+            self._running.append(text)
+            budget -= count
+        self._pieces.sort(key=lambda pair: len(pair[1].tokens) > 1)
+        return [piece for _, piece in self._pieces]
+
+    def _add_prompt(self, text: RunningText, budget: int, alone: bool = True) -> int:
+        """Add a piece of a prompt to the step; return its length, 0 if there is no place for it."""
+        assert text.pages is not None
+        count = min(text.unread, budget)
+        if count and not self.cache.reserve(text.pages, count):
+            count = min(count, self._sure_piece)
+            if not (self._reserve(text, count) if text in self._running else self.cache.reserve(text.pages, count)):
+                return 0
+        if count:
+            self._add(text, count)
+        return count
+
+    def _add(self, text: RunningText, count: int) -> None:
+        assert text.pages is not None
+        start = text.pages.length
+        self._pieces.append((text, Piece(text.pages, text.tokens[start : start + count])))
+
+    def _reserve(self, text: RunningText, count: int) -> bool:
+        """Get blocks for a running text, if need be from the youngest, which will be read again later."""
+        assert text.pages is not None
+        while not self.cache.reserve(text.pages, count):
+            youngest = self._running[-1]
+            self._preempt(youngest)
+            if youngest is text:
+                return False
+        return True
+
+    def _preempt(self, text: RunningText) -> None:
+        self._leave(text)
+        self._pieces = [pair for pair in self._pieces if pair[0] is not text]
+        self._waiting.appendleft(text)
+
+    def _open(self, text: RunningText) -> None:
+        known = text.tokens if self.share_prefixes and not self._scores_prompt(text) else ()
+        text.pages = self.cache.open(known)
+        text.reused = text.pages.length
+
+    def _close(self, text: RunningText) -> None:
+        if text.pages is not None:
+            self.cache.close(text.pages)
+            text.pages = None
+
+    def _leave(self, text: RunningText) -> None:
+        self._running = [other for other in self._running if other is not text]
+        self._close(text)
+
+    def _scores_prompt(self, text: RunningText) -> bool:
+        return text.request.prompt_log_probabilities and len(text.prompt_scores) < text.prompt_length
+
+    def _forward(self, pieces: Sequence[Piece]) -> None:
+        step = RaggedStep(self.cache, pieces)
+        hidden = self.model.hidden(step.tokens, cache=step)[0]  # [total, hidden]
+        ends = step.ends.tolist()
+        wanted: list[tuple[RunningText, int]] = []
+        for (text, piece), end in zip(self._pieces, ends, strict=True):
+            assert text.pages is not None
+            if self._scores_prompt(text):
+                self._score_prompt(text, piece, hidden[end - len(piece.tokens) : end])
+            self.cache.written(text.pages, text.tokens[: text.pages.length + len(piece.tokens)])
+            if not text.unread:
+                wanted.append((text, end - 1))
+        if not wanted:
+            return
+        rows: list[int] = []
+        texts: list[RunningText] = []
+        for text, place in wanted:
+            if text.request.max_new_tokens == 0:
+                self._finish_scored(text)
+                continue
+            for sibling in text.siblings:
+                assert text.pages is not None
+                sibling.pages = self.cache.fork(text.pages)
+                sibling.prompt_scores, sibling.reused = text.prompt_scores, text.reused
+                self._running.append(sibling)
+            family, text.siblings = [text, *text.siblings], []
+            texts += family
+            rows += [place] * len(family)
+        if texts:
+            self._write(texts, self.model.logits(hidden[rows]).float())
+
+    def _write(self, texts: Sequence[RunningText], logits: Tensor) -> None:
+        """Choose the next token of each text from its logits, float32 [texts, vocabulary]."""
+        if len(logits) and logits.shape[-1] > self.tokenizer.vocabulary:
+            logits = logits.clone()
+            logits[:, self.tokenizer.vocabulary :] = -torch.inf  # ids that no text stands behind
+        chosen = choose(logits, [text.row() for text in texts])
+        scored = self._scored(texts, logits, chosen)
+        for text, token in zip(texts, scored, strict=True):
+            first = len(text.tokens) == text.prompt_length
+            ends = token.token in self._ends and not text.request.ignore_end
+            piece = text.accept(token.token, ends)
+            prompt = text.prompt_scores if first and text.request.prompt_log_probabilities else None
+            self._news.append(
+                Update(text.number, text.sample, token, piece, text.finish_reason, prompt, text.reused if first else 0)
+            )
+            if text.finish_reason:
+                self._leave(text)
+
+    def _finish_scored(self, text: RunningText) -> None:
+        for sibling in [text, *text.siblings]:
+            sibling.finish_reason = "length"
+            self._news.append(Update(text.number, sibling.sample, None, "", "length", text.prompt_scores, text.reused))
+        self._leave(text)
+
+    def _scored(self, texts: Sequence[RunningText], logits: Tensor, chosen: Tensor) -> list[Scored]:
+        tokens = chosen.tolist()
+        asked = [row for row, text in enumerate(texts) if text.request.log_probabilities is not None]
+        found = [Scored(token, None) for token in tokens]
+        if asked:
+            most = max(texts[row].request.log_probabilities or 0 for row in asked)
+            scores = _scores(logits[asked], chosen[asked], most)
+            for row, score in zip(asked, scores, strict=True):
+                count = texts[row].request.log_probabilities or 0
+                found[row] = Scored(score.token, score.log_probability, score.likeliest[:count])
+        return found
+
+    def _score_prompt(self, text: RunningText, piece: Piece, hidden: Tensor) -> None:
+        """Score the tokens after those of a piece, as far as they belong to the prompt."""
+        if piece.start == 0:
+            text.prompt_scores = [Scored(text.tokens[0], None)]
+        following = text.tokens[piece.start + 1 : min(piece.start + len(piece.tokens) + 1, text.prompt_length)]
+        for part, tokens in zip(hidden[: len(following)].split(64), _split(following, 64), strict=True):
+            targets = torch.tensor(tokens, device=hidden.device)
+            logits = self.model.logits(part).float()
+            text.prompt_scores += _scores(logits, targets, text.request.log_probabilities or 0)
+
+
+def end_tokens(tokenizer: "Tokenizer") -> frozenset[int]:
+    """Return the ids that end a text."""
+    try:
+        return frozenset([tokenizer.separator])
+    except InputError:  # GPT-1's tokenizer has no such token
+        return frozenset()
+
+
+def _scores(logits: Tensor, tokens: Tensor, most: int) -> list[Scored]:
+    log_probabilities = logits.log_softmax(-1)
+    own = log_probabilities.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).tolist()
+    values, ids = log_probabilities.topk(most, dim=-1)
+    return [
+        Scored(token, value, list(zip(row_ids, row_values, strict=True)))
+        for token, value, row_ids, row_values in zip(tokens.tolist(), own, ids.tolist(), values.tolist(), strict=True)
+    ]
+
+
+def _split(values: Sequence[int], size: int) -> list[Sequence[int]]:
+    return [values[start : start + size] for start in range(0, max(len(values), 1), size)]

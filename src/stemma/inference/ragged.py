@@ -1,0 +1,122 @@
+"""One forward pass over what many texts contribute: the next token of some, a piece of the prompt of others."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stemma.inference.paged_attention import paged_attention
+from stemma.inference.paged_cache import PagedCache, Pages
+from stemma.layers.attention import KeyValueCache, attention
+from stemma.layers.masks import Mask
+
+
+@dataclass
+class Piece:
+    """What one text contributes: its next tokens, for which `PagedCache.reserve` got blocks."""
+
+    pages: Pages
+    tokens: Sequence[int]
+    mask: Mask = field(default_factory=lambda: Mask(causal=True))
+
+    @property
+    def start(self) -> int:
+        """Tokens before it."""
+        return self.pages.length
+
+
+class RaggedStep(KeyValueCache):
+    """The cache of one forward pass over tokens [1, total], the pieces one behind the other, without padding.
+
+    Pieces of one token must come first: they are one kernel call a layer.
+    """
+
+    def __init__(self, cache: PagedCache, pieces: Sequence[Piece]) -> None:
+        self.cache, self.pieces = cache, pieces
+        device = cache.groups[0].keys.device
+        counts = np.array([len(piece.tokens) for piece in pieces])
+        starts = np.array([piece.start for piece in pieces])
+        self.singles = int((counts == 1).cumprod().sum())
+        self.ends = counts.cumsum()
+        text = np.repeat(np.arange(len(pieces)), counts)
+        positions = np.arange(counts.sum()) - (self.ends - counts)[text] + starts[text]
+        self._positions = torch.from_numpy(positions).to(device)
+        offset = torch.from_numpy(positions % cache.block).to(device)
+        self._where: list[tuple[Tensor, Tensor]] = []
+        self._single: list[tuple[Tensor, Tensor, Tensor]] = []
+        lengths = torch.from_numpy((starts[: self.singles] + 1).astype(np.int32)).to(device)
+        for number, group in enumerate(cache.groups):
+            rows = [piece.pages.tables[number] for piece in pieces]
+            most = max(piece.pages.counts[number] for piece in pieces)
+            tables = np.zeros((len(pieces), most), np.int32)
+            for table, row, piece in zip(tables, rows, pieces, strict=True):
+                count = piece.pages.counts[number]
+                table[:count] = row[:count]
+            blocks = tables[text, positions // cache.block].astype(np.int64)
+            self._where.append((torch.from_numpy(blocks).to(device), offset))
+            first = torch.zeros_like(lengths) if group.window is None else (lengths - group.window).clamp_min(0)
+            self._single.append((torch.from_numpy(tables[: self.singles]).to(device), lengths, first))
+
+    @property
+    def tokens(self) -> Tensor:
+        """int64 [1, total]."""
+        every = [token for piece in self.pieces for token in piece.tokens]
+        return torch.tensor([every], device=self._positions.device)
+
+    @property
+    def last(self) -> Tensor:
+        """int64 [pieces]: where the last token of each stands."""
+        return torch.from_numpy(self.ends - 1).to(self._positions.device)
+
+    def positions(self, length: int) -> Tensor:
+        """Return int64 [total]."""
+        return self._positions
+
+    def advance(self, length: int) -> None:
+        """Nothing to count: `PagedCache.written` does."""
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        window: int | None = None,
+        scale: float | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """Write keys and values [1, key heads, total, head_dim]; return what each query, of the same shape, sees."""
+        number, index = self.cache.place[layer]
+        group = self.cache.groups[number]
+        keys, values = group.keys[index], group.values[index]
+        block, offset = self._where[number]
+        for buffer, new in ((keys, key), (values, value)):
+            buffer[block, :, offset] = new[0].transpose(0, 1).to(buffer.dtype)
+        rows = query[0].transpose(0, 1)  # [total, heads, head_dim]
+        mixed = torch.empty(rows.shape, dtype=query.dtype, device=query.device)
+        if self.singles:
+            mixed[: self.singles] = paged_attention(
+                rows[: self.singles], keys, values, *self._single[number], scale=scale
+            )
+        for piece, end in zip(self.pieces[self.singles :], self.ends[self.singles :].tolist(), strict=True):
+            part = slice(end - len(piece.tokens), end)
+            own = key[:, :, part], value[:, :, part]
+            if piece.start:
+                own = tuple(  # type: ignore[assignment]
+                    torch.cat([self._past(buffer, piece, number), new.to(buffer.dtype)], 2)
+                    for buffer, new in zip((keys, values), own, strict=True)
+                )
+            part_query = query[:, :, part].to(own[0].dtype)
+            mixed[part] = attention(part_query, *own, piece.mask, window=group.window, scale=scale)[0].transpose(0, 1)
+        return mixed.transpose(0, 1).unsqueeze(0)
+
+    def _past(self, buffer: Tensor, piece: Piece, number: int) -> Tensor:
+        """Return what is before a piece and can be seen from it, [1, heads, tokens, head_dim]."""
+        first = piece.pages.first[number]
+        last = -(-piece.start // self.cache.block)
+        table = torch.from_numpy(piece.pages.tables[number][first:last].astype(np.int64)).to(buffer.device)
+        past = buffer[table].transpose(0, 1).flatten(1, 2)
+        return past[:, : piece.start - first * self.cache.block].unsqueeze(0)

@@ -1,0 +1,145 @@
+"""What is asked of an engine, what it answers piece by piece, and the texts in between."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+
+from stemma.inference.paged_cache import Pages
+from stemma.inference.sampling import Sampling, uniforms
+from stemma.inference.sampling_rows import Preferences, Row
+from stemma.inference.text_stream import TextStream
+
+if TYPE_CHECKING:
+    from stemma.data.tokenizers import Tokenizer
+
+FinishReason = Literal["end", "stop", "length", "context", "cancelled"]
+
+
+class Constraint(Protocol):
+    """What a text must look like (see `inference.constraints`); one object is for one text."""
+
+    def allowed(self) -> np.ndarray:
+        """Return bool [vocabulary]: the tokens that may come next, the end of the text among them where it may end."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """Take the token that came."""
+        ...
+
+    def fork(self) -> "Constraint":
+        """Return an independent one in the same state."""
+        ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt to go on with.
+
+    Args:
+        tokens: of the prompt, at least one. max_new_tokens: 0: the prompt is only scored.
+        sampling, preferences: how tokens are chosen. stop: strings that end a text. samples: texts that are wanted.
+        seed: with the number of the sample and the prompt it decides every draw.
+        log_probabilities: so many likeliest tokens are reported with each token; None: no log-probabilities.
+        prompt_log_probabilities: also of the prompt's tokens.
+        ignore_end: go on after the token that ends a text. constraint: what the texts must look like.
+    """
+
+    tokens: Sequence[int]
+    max_new_tokens: int = 16
+    sampling: Sampling = field(default_factory=Sampling)
+    preferences: Preferences = field(default_factory=Preferences)
+    stop: Sequence[str] = ()
+    samples: int = 1
+    seed: int = 0
+    log_probabilities: int | None = None
+    prompt_log_probabilities: bool = False
+    ignore_end: bool = False
+    constraint: Constraint | None = None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A token with its natural log-probability by the model's own distribution, and the likeliest in its place."""
+
+    token: int
+    log_probability: float | None
+    likeliest: Sequence[tuple[int, float]] = ()
+
+
+@dataclass(frozen=True)
+class Update:
+    """News of one text: a token (None: none), text that is now certain, and why it ended, if it did.
+
+    Args:
+        request, sample: which text. prompt: the scored prompt, once, if it was asked for; its first token has none.
+        reused: tokens of the prompt that were not computed anew.
+    """
+
+    request: int
+    sample: int
+    token: Scored | None
+    text: str
+    finish_reason: FinishReason | None = None
+    prompt: Sequence[Scored] | None = None
+    reused: int = 0
+
+
+class RunningText:
+    """One text in the making."""
+
+    def __init__(self, number: int, request: Request, sample: int, context: int, tokenizer: "Tokenizer") -> None:
+        self.number, self.request, self.sample = number, request, sample
+        self.tokens = list(request.tokens)
+        self.limit = min(request.max_new_tokens, context - len(self.tokens) + 1)
+        self.stream = TextStream(tokenizer, request.stop, before=self.tokens[-1:])
+        self.constraint = request.constraint.fork() if request.constraint else None
+        self.generated: Counter[int] = Counter()
+        self.prompt_scores: list[Scored] = []
+        self.pages: Pages | None = None
+        self.reused = 0
+        self.siblings: list[RunningText] = []  # they begin where this one has read the prompt
+        self.finish_reason: FinishReason | None = None
+        self._prompt_counts: Counter[int] | None = None
+        greedy = request.sampling.greedy
+        self._uniforms = None if greedy else uniforms(request.seed, sample, request.tokens, max(self.limit, 1))
+
+    @property
+    def prompt_length(self) -> int:
+        return len(self.request.tokens)
+
+    @property
+    def new(self) -> list[int]:
+        """Tokens that were generated."""
+        return self.tokens[self.prompt_length :]
+
+    @property
+    def unread(self) -> int:
+        """Tokens that the model has not read yet."""
+        return len(self.tokens) - (self.pages.length if self.pages else 0)
+
+    def row(self) -> Row:
+        """Return what the choice of the next token depends on."""
+        request = self.request
+        if self._prompt_counts is None:
+            self._prompt_counts = Counter(request.tokens) if request.sampling.repetition_penalty != 1 else Counter()
+        uniform = 0.0 if self._uniforms is None else float(self._uniforms[len(self.tokens) - self.prompt_length])
+        allowed = self.constraint.allowed() if self.constraint else None
+        return Row(request.sampling, request.preferences, uniform, self._prompt_counts, self.generated, allowed)
+
+    def accept(self, token: int, ends: bool) -> str:
+        """Take the next token; return the text that is now certain."""
+        self.tokens.append(token)
+        self.generated[token] += 1
+        if self.constraint and not ends:
+            self.constraint.accept(token)
+        piece = "" if ends else self.stream.push(token)
+        if ends:
+            self.finish_reason = "end"
+        elif self.stream.stopped:
+            self.finish_reason = "stop"
+        elif len(self.tokens) - self.prompt_length >= self.limit:
+            self.finish_reason = "length" if self.limit == self.request.max_new_tokens else "context"
+        return piece + self.stream.finish() if self.finish_reason else piece
