@@ -46,7 +46,7 @@ def test_a_schema_is_obeyed(engine, tokenizer):
 def test_an_expression_and_choices(engine, tokenizer):
     found = texts(engine, regular_expression(tokenizer, r"[a-c]{2,4}-\d{3}"))
     assert all(re.fullmatch(r"[a-c]{2,4}-\d{3}", text.stream.text) for text in found)
-    found = texts(engine, one_of(tokenizer, ["lazy dog", "lazy", "quick \"fox\""]), samples=30)
+    found = texts(engine, one_of(tokenizer, ["lazy dog", "lazy", 'quick "fox"']), samples=30)
     assert {text.stream.text for text in found} == {"lazy dog", "lazy", 'quick "fox"'}
     assert all(text.finish_reason == "end" for text in found)
 

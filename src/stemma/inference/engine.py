@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from stemma.errors import InputError
+from stemma.inference.drafts import Drafter
 from stemma.inference.paged_cache import PagedCache
 from stemma.inference.prepacked import prepacked
-from stemma.inference.ragged import Piece, RaggedStep
+from stemma.inference.ragged import FEW, Piece, RaggedStep
 from stemma.inference.requests import Request, RunningText, Scored, Update
 from stemma.inference.sampling_rows import choose
 
@@ -39,6 +40,8 @@ class Engine:
         model: a decoder-only language model of `stemma.load`, in eval mode. tokenizer: the model's.
         memory: bytes for keys and values. budget: tokens that one step reads at most. most_texts: at a time.
         share_prefixes: whether prompts that begin alike share what was computed.
+        drafter: guesses what comes next, so that one step can write several tokens of a text (see `inference.drafts`);
+            the texts are the same.
     Raises:
         InputError: a model that does not write from left to right.
     """
@@ -52,6 +55,7 @@ class Engine:
         budget: int = 512,
         most_texts: int = 64,
         share_prefixes: bool = True,
+        drafter: Drafter | None = None,
     ) -> None:
         if not hasattr(model, "logits") or not hasattr(model.config, "window"):
             raise InputError(
@@ -62,7 +66,8 @@ class Engine:
         self.model, self.tokenizer, self.budget, self.most_texts = model, tokenizer, budget, most_texts
         self.cache = PagedCache.for_model(model, memory)
         self.context: int = model.config.context
-        self.share_prefixes = share_prefixes
+        self.share_prefixes, self.drafter = share_prefixes, drafter
+        self.guessed = self.guessed_right = 0  # tokens
         self._ends = end_tokens(tokenizer)
         self._waiting: deque[RunningText] = deque()
         self._running: list[RunningText] = []  # the oldest first
@@ -150,10 +155,16 @@ class Engine:
         self._pieces: list[tuple[RunningText, Piece]] = []
         budget = self.budget
         writing = [text for text in self._running if text.unread == 1]
-        for text in writing:
-            if text in self._running and budget and self._reserve(text, 1):
-                self._add(text, 1)
-                budget -= 1
+        guesses = self._guesses(writing, budget)
+        for text, drafts in zip(writing, guesses, strict=True):
+            if text not in self._running or not budget:
+                continue
+            assert text.pages is not None
+            if drafts and (len(drafts) >= budget or not self.cache.reserve(text.pages, 1 + len(drafts))):
+                drafts = []
+            if drafts or self._reserve(text, 1):
+                self._add(text, 1, drafts)
+                budget -= 1 + len(drafts)
         for text in [text for text in self._running if text.unread > 1]:
             if text in self._running:
                 budget -= self._add_prompt(text, budget)
@@ -167,7 +178,7 @@ class Engine:
             self._waiting.popleft()
             self._running.append(text)
             budget -= count
-        self._pieces.sort(key=lambda pair: len(pair[1].tokens) > 1)
+        self._pieces.sort(key=lambda pair: len(pair[1].tokens) > FEW)
         return [piece for _, piece in self._pieces]
 
     def _add_prompt(self, text: RunningText, budget: int, alone: bool = True) -> int:
@@ -182,10 +193,23 @@ class Engine:
             self._add(text, count)
         return count
 
-    def _add(self, text: RunningText, count: int) -> None:
+    def _add(self, text: RunningText, count: int, drafts: Sequence[int] = ()) -> None:
         assert text.pages is not None
         start = text.pages.length
-        self._pieces.append((text, Piece(text.pages, text.tokens[start : start + count])))
+        tokens = [*text.tokens[start : start + count], *drafts]
+        self._pieces.append((text, Piece(text.pages, tokens, len(drafts))))
+
+    def _guesses(self, texts: Sequence[RunningText], budget: int) -> list[list[int]]:
+        """Return what may come next in each text; nothing where the choice depends on more than the logits."""
+        found: list[list[int]] = [[] for _ in texts]
+        if self.drafter is None or len(texts) * 2 > budget:
+            return found
+        rows = [row for row, text in enumerate(texts) if text.is_plain and text.left > 1]
+        most = min(FEW - 1, budget // max(len(texts), 1) - 1)
+        drafts = self.drafter.propose([texts[row] for row in rows], [min(most, texts[row].left - 1) for row in rows])
+        for row, tokens in zip(rows, drafts, strict=True):
+            found[row] = list(tokens)
+        return found
 
     def _reserve(self, text: RunningText, count: int) -> bool:
         """Get blocks for a running text, if need be from the youngest, which will be read again later."""
@@ -222,51 +246,70 @@ class Engine:
     def _forward(self, pieces: Sequence[Piece]) -> None:
         step = RaggedStep(self.cache, pieces)
         hidden = self.model.hidden(step.tokens, cache=step)[0]  # [total, hidden]
-        ends = step.ends.tolist()
-        wanted: list[tuple[RunningText, int]] = []
-        for (text, piece), end in zip(self._pieces, ends, strict=True):
+        wanted: list[tuple[RunningText, int, Sequence[int]]] = []  # text, where its last token stands, guesses after it
+        for (text, piece), end in zip(self._pieces, step.ends.tolist(), strict=True):
             assert text.pages is not None
             if self._scores_prompt(text):
                 self._score_prompt(text, piece, hidden[end - len(piece.tokens) : end])
-            self.cache.written(text.pages, text.tokens[: text.pages.length + len(piece.tokens)])
+            known = len(piece.tokens) - piece.drafts
+            self.cache.written(text.pages, text.tokens[: text.pages.length + known])
             if not text.unread:
-                wanted.append((text, end - 1))
-        if not wanted:
-            return
-        rows: list[int] = []
-        texts: list[RunningText] = []
-        for text, place in wanted:
+                wanted.append((text, end - 1 - piece.drafts, piece.tokens[known:]))
+        places: list[int] = []
+        drafts: list[tuple[RunningText, Sequence[int]]] = []
+        for text, place, guesses in wanted:
             if text.request.max_new_tokens == 0:
                 self._finish_scored(text)
                 continue
-            for sibling in text.siblings:
-                assert text.pages is not None
-                sibling.pages = self.cache.fork(text.pages)
-                sibling.prompt_scores, sibling.reused = text.prompt_scores, text.reused
-                self._running.append(sibling)
-            family, text.siblings = [text, *text.siblings], []
-            texts += family
-            rows += [place] * len(family)
-        if texts:
-            self._write(texts, self.model.logits(hidden[rows]).float())
+            family = [text, *self._begun(text)]
+            drafts += [(member, guesses) for member in family]
+            places += [place + offset for _ in family for offset in range(len(guesses) + 1)]
+        if drafts:
+            self._write(drafts, self.model.logits(hidden[places]).float())
 
-    def _write(self, texts: Sequence[RunningText], logits: Tensor) -> None:
-        """Choose the next token of each text from its logits, float32 [texts, vocabulary]."""
-        if len(logits) and logits.shape[-1] > self.tokenizer.vocabulary:
-            logits = logits.clone()
+    def _begun(self, text: RunningText) -> list[RunningText]:
+        """Let the other samples of a prompt begin, now that it is read; return them."""
+        begun, text.siblings = text.siblings, []
+        for sibling in begun:
+            assert text.pages is not None
+            sibling.pages = self.cache.fork(text.pages)
+            sibling.prompt_scores, sibling.reused = text.prompt_scores, text.reused
+        self._running += begun
+        return begun
+
+    def _write(self, drafts: Sequence[tuple[RunningText, Sequence[int]]], logits: Tensor) -> None:
+        """Choose the next tokens of each text: one, and another one for each guess that it confirms.
+
+        Args:
+            logits: float32 [rows, vocabulary]: for each text after its last token and after each guess.
+        """
+        if logits.shape[-1] > self.tokenizer.vocabulary:
             logits[:, self.tokenizer.vocabulary :] = -torch.inf  # ids that no text stands behind
-        chosen = choose(logits, [text.row() for text in texts])
-        scored = self._scored(texts, logits, chosen)
-        for text, token in zip(texts, scored, strict=True):
-            first = len(text.tokens) == text.prompt_length
-            ends = token.token in self._ends and not text.request.ignore_end
-            piece = text.accept(token.token, ends)
-            prompt = text.prompt_scores if first and text.request.prompt_log_probabilities else None
-            self._news.append(
-                Update(text.number, text.sample, token, piece, text.finish_reason, prompt, text.reused if first else 0)
-            )
-            if text.finish_reason:
-                self._leave(text)
+        texts = [text for text, guesses in drafts for _ in range(len(guesses) + 1)]
+        offsets = [offset for _, guesses in drafts for offset in range(len(guesses) + 1)]
+        chosen = choose(logits, [text.row(offset) for text, offset in zip(texts, offsets, strict=True)])
+        scored = iter(self._scored(texts, logits, chosen))
+        for text, guesses in drafts:
+            own = [next(scored) for _ in range(len(guesses) + 1)]
+            right = 0
+            while not self._accept(text, own[right]) and right < len(guesses) and own[right].token == guesses[right]:
+                right += 1
+                assert text.pages is not None
+                self.cache.written(text.pages, text.tokens)
+            self.guessed, self.guessed_right = self.guessed + len(guesses), self.guessed_right + right
+
+    def _accept(self, text: RunningText, token: Scored) -> bool:
+        """Add a token to a text and tell; return whether that ends it."""
+        first = len(text.tokens) == text.prompt_length
+        ends = token.token in self._ends and not text.request.ignore_end
+        piece = text.accept(token.token, ends)
+        prompt = text.prompt_scores if first and text.request.prompt_log_probabilities else None
+        self._news.append(
+            Update(text.number, text.sample, token, piece, text.finish_reason, prompt, text.reused if first else 0)
+        )
+        if text.finish_reason:
+            self._leave(text)
+        return text.finish_reason is not None
 
     def _finish_scored(self, text: RunningText) -> None:
         for sibling in [text, *text.siblings]:

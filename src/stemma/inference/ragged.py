@@ -12,13 +12,20 @@ from stemma.inference.paged_cache import PagedCache, Pages
 from stemma.layers.attention import KeyValueCache, attention
 from stemma.layers.masks import Mask
 
+FEW = 8  # tokens, from which on a piece pays for its past to be gathered
+
 
 @dataclass
 class Piece:
-    """What one text contributes: its next tokens, for which `PagedCache.reserve` got blocks."""
+    """What one text contributes: its next tokens, for which `PagedCache.reserve` got blocks.
+
+    Args:
+        drafts: how many of them, at the end, are guesses.
+    """
 
     pages: Pages
     tokens: Sequence[int]
+    drafts: int = 0
     mask: Mask = field(default_factory=lambda: Mask(causal=True))
 
     @property
@@ -30,7 +37,7 @@ class Piece:
 class RaggedStep(KeyValueCache):
     """The cache of one forward pass over tokens [1, total], the pieces one behind the other, without padding.
 
-    Pieces of one token must come first: they are one kernel call a layer.
+    Pieces of at most `FEW` tokens must come first: they are one kernel call a layer, a query each.
     """
 
     def __init__(self, cache: PagedCache, pieces: Sequence[Piece]) -> None:
@@ -38,7 +45,8 @@ class RaggedStep(KeyValueCache):
         device = cache.groups[0].keys.device
         counts = np.array([len(piece.tokens) for piece in pieces])
         starts = np.array([piece.start for piece in pieces])
-        self.singles = int((counts == 1).cumprod().sum())
+        self.short = int((counts <= FEW).cumprod().sum())  # pieces
+        self.singles = int(counts[: self.short].sum())  # queries of these
         self.ends = counts.cumsum()
         text = np.repeat(np.arange(len(pieces)), counts)
         positions = np.arange(counts.sum()) - (self.ends - counts)[text] + starts[text]
@@ -46,18 +54,18 @@ class RaggedStep(KeyValueCache):
         offset = torch.from_numpy(positions % cache.block).to(device)
         self._where: list[tuple[Tensor, Tensor]] = []
         self._single: list[tuple[Tensor, Tensor, Tensor]] = []
-        lengths = torch.from_numpy((starts[: self.singles] + 1).astype(np.int32)).to(device)
+        lengths = torch.from_numpy((positions[: self.singles] + 1).astype(np.int32)).to(device)
         for number, group in enumerate(cache.groups):
-            rows = [piece.pages.tables[number] for piece in pieces]
             most = max(piece.pages.counts[number] for piece in pieces)
             tables = np.zeros((len(pieces), most), np.int32)
-            for table, row, piece in zip(tables, rows, pieces, strict=True):
+            for table, piece in zip(tables, pieces, strict=True):
                 count = piece.pages.counts[number]
-                table[:count] = row[:count]
+                table[:count] = piece.pages.tables[number][:count]
             blocks = tables[text, positions // cache.block].astype(np.int64)
             self._where.append((torch.from_numpy(blocks).to(device), offset))
             first = torch.zeros_like(lengths) if group.window is None else (lengths - group.window).clamp_min(0)
-            self._single.append((torch.from_numpy(tables[: self.singles]).to(device), lengths, first))
+            rows = torch.from_numpy(tables[text[: self.singles]]).to(device)
+            self._single.append((rows, lengths, first))
 
     @property
     def tokens(self) -> Tensor:
@@ -101,7 +109,7 @@ class RaggedStep(KeyValueCache):
             mixed[: self.singles] = paged_attention(
                 rows[: self.singles], keys, values, *self._single[number], scale=scale
             )
-        for piece, end in zip(self.pieces[self.singles :], self.ends[self.singles :].tolist(), strict=True):
+        for piece, end in zip(self.pieces[self.short :], self.ends[self.short :].tolist(), strict=True):
             part = slice(end - len(piece.tokens), end)
             own = key[:, :, part], value[:, :, part]
             if piece.start:

@@ -120,12 +120,25 @@ class RunningText:
         """Tokens that the model has not read yet."""
         return len(self.tokens) - (self.pages.length if self.pages else 0)
 
-    def row(self) -> Row:
-        """Return what the choice of the next token depends on."""
+    @property
+    def left(self) -> int:
+        """Tokens that may still come."""
+        return self.limit - (len(self.tokens) - self.prompt_length)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the choice of a token depends on the logits and a draw only, not on what was chosen before."""
+        request = self.request
+        return self.constraint is None and request.preferences.none and request.sampling.repetition_penalty == 1
+
+    def row(self, offset: int = 0) -> Row:
+        """Return what the choice of the next token depends on, or of the one `offset` tokens later (see `is_plain`)."""
         request = self.request
         if self._prompt_counts is None:
             self._prompt_counts = Counter(request.tokens) if request.sampling.repetition_penalty != 1 else Counter()
-        uniform = 0.0 if self._uniforms is None else float(self._uniforms[len(self.tokens) - self.prompt_length])
+        uniform = (
+            0.0 if self._uniforms is None else float(self._uniforms[len(self.tokens) - self.prompt_length + offset])
+        )
         allowed = self.constraint.allowed() if self.constraint else None
         return Row(request.sampling, request.preferences, uniform, self._prompt_counts, self.generated, allowed)
 

@@ -1,0 +1,61 @@
+"""Guesses change how fast a text comes, not the text."""
+
+import pytest
+import torch
+
+from stemma.inference.drafts import DraftModel, NGramLookup
+from stemma.inference.engine import Engine
+from stemma.inference.requests import Request
+from stemma.inference.sampling import Sampling
+
+PROMPTS = ["the quick brown fox", "lazy", "jumps over the lazy dog " * 3, "the lazy dog jumps fox " * 4]
+WINDOWS = {"layers": 4, "attention_pattern": ("dense", "banded"), "band": 20, "context": 160}
+
+
+def drafters(make_model):
+    return {
+        "the same text": lambda: NGramLookup(),
+        "the model itself": lambda: DraftModel(make_model(scale=6, **WINDOWS), guesses=3),
+        "another model": lambda: DraftModel(make_model(3, scale=6, context=160, layers=1)),
+        "one with little memory": lambda: DraftModel(make_model(scale=6, context=160), memory=0),
+    }
+
+
+@pytest.mark.parametrize("name", ["the same text", "the model itself", "another model", "one with little memory"])
+@pytest.mark.parametrize("temperature", [0, 0.7])
+def test_texts_are_the_same(make_model, tokenizer, name, temperature):
+    model = make_model(scale=6, **WINDOWS)
+    requests = [
+        Request(tokenizer.encode(prompt), 60, Sampling(temperature, top_k=8), samples=2, seed=1, log_probabilities=1)
+        for prompt in PROMPTS
+    ]
+    expected = Engine(model, tokenizer).run(requests)
+    engine = Engine(model, tokenizer, drafter=drafters(make_model)[name](), budget=100)
+    steps, own = [0], engine._forward
+    engine._forward = lambda pieces: (steps.append(steps.pop() + 1), own(pieces))
+    found = engine.run(requests)
+    assert [[text.new for text in family] for family in found] == [[text.new for text in family] for family in expected]
+    assert engine.guessed > 0 and all(group.pool.free == group.pool.blocks for group in engine.cache.groups)
+    if name == "the model itself" and temperature == 0:
+        assert engine.guessed_right > 0.95 * engine.guessed - 20  # ends of texts apart
+        assert steps[0] < 30
+
+
+def test_a_text_that_repeats_itself_is_guessed(make_model, tokenizer):
+    """A model to which only the last token matters runs in circles."""
+    model = make_model(scale=6, **WINDOWS)
+    with torch.no_grad():
+        model.position_embedding.weight.zero_()
+        for block in model.blocks:
+            block.attention.output.weight.zero_()
+    engine = Engine(model, tokenizer, drafter=NGramLookup())
+    engine.run([Request(tokenizer.encode("lazy"), 150, Sampling(temperature=0), ignore_end=True)])
+    assert engine.guessed_right > 60
+
+
+def test_texts_that_depend_on_what_came_before_are_not_guessed(make_model, tokenizer):
+    model = make_model(scale=6, **WINDOWS)
+    request = Request(tokenizer.encode("lazy"), 40, Sampling(0, repetition_penalty=1.3), ignore_end=True)
+    engine = Engine(model, tokenizer, drafter=NGramLookup())
+    ((text,),) = engine.run([request])
+    assert text.new == Engine(model, tokenizer).run([request])[0][0].new and engine.guessed == 0
