@@ -6,8 +6,13 @@ import pytest
 import torch
 
 from stemma.errors import InputError
+from stemma.families.glm.model import GLM, GLMConfig
+from stemma.families.glm.tokens import prepare_tokenizer as prepare_glm
+from stemma.families.t5.model import T5, T5Config
+from stemma.families.t5.tokens import prepare_tokenizer as prepare_t5
 from stemma.inference.engine import Engine
 from stemma.inference.generate import generate
+from stemma.inference.infilling import continue_text
 from stemma.inference.paged_cache import PagedCache
 from stemma.inference.requests import Request
 from stemma.inference.sampling import Sampling
@@ -30,7 +35,7 @@ def whole(engine):
 def small_cache(engine, tokens):
     """Give an engine a cache for so many tokens."""
     config = engine.model.config
-    engine.cache = PagedCache(
+    engine.reader.cache = PagedCache(
         windows=[config.window(layer) for layer in range(config.layers)],
         heads=config.heads,
         head_dim=config.hidden // config.heads,
@@ -217,3 +222,50 @@ def test_bad_requests_are_one_line(make_model, tokenizer, request_, message):
     with pytest.raises(InputError, match=message):
         engine.submit(request_)
     assert whole(engine)
+
+
+@pytest.mark.parametrize("temperature", [0, 0.8])
+def test_glm_writes_what_continue_text_does(tokenizer, temperature):
+    torch.manual_seed(0)
+    prepared = prepare_glm(tokenizer)
+    config = GLMConfig(prepared.vocabulary, layers=2, hidden=32, heads=4, context=60)
+    model = GLM(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(20 if name.startswith("token_embedding") else 10)
+    expected = continue_text(model, prepared, PROMPTS, max_piece_tokens=20, temperature=temperature, seed=4, samples=2)
+    engine = Engine(model, prepared, budget=16)
+    sampling = Sampling(temperature)
+    found = engine.run([Request(prepared.encode(p.rstrip()), 20, sampling, samples=2, seed=4) for p in PROMPTS])
+    for text, filling in zip(sum(found, []), expected, strict=True):
+        written = [token for token in text.new if token not in engine.reader.ends]
+        assert written == filling.tokens[0] and len(written) > 0
+        assert (text.finish_reason == "end") == (filling.finish_reasons[0] == "end")
+    assert len({tuple(text.new) for text in sum(found, [])}) > 3
+    assert whole(engine)
+    with pytest.raises(InputError, match="a GLM does not read prompts from left to right"):
+        engine.submit(Request([5], 3, prompt_log_probabilities=True))
+    with pytest.raises(InputError, match="the prompt has 73 tokens with those round it, the model 61 positions"):
+        engine.submit(Request([5] * 71, 3))
+
+
+@pytest.mark.parametrize("temperature", [0, 0.8])
+def test_t5_writes_what_generate_does(tokenizer, temperature):
+    torch.manual_seed(0)
+    prepared = prepare_t5(tokenizer)
+    model = T5(T5Config(prepared.vocabulary, layers=2, hidden=32, heads=4, head_dim=8, feed_forward=64)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "relative_bias" in name:
+                parameter.mul_(10)
+            elif parameter.dim() > 1 and not name.startswith("output"):
+                parameter.mul_(2)
+    options = {"temperature": temperature, "seed": 4, "samples": 2}
+    expected = generate(model, prepared, PROMPTS, max_new_tokens=40, **options)
+    engine = Engine(model, prepared, budget=16)
+    sampling = Sampling(temperature)
+    found = engine.run([Request(prepared.encode(p), 40, sampling, samples=2, seed=4) for p in PROMPTS])
+    assert [text.new for text in sum(found, [])] == [text.tokens for text in expected]
+    assert len({tuple(text.new) for text in sum(found, [])}) > 3
+    assert whole(engine) and engine.reader.sources.used == 0

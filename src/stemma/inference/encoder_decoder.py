@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stemma.families.t5.model import RelativeBias
 from stemma.inference.cache import DenseCache
 from stemma.inference.decoder import PIECE_TOKENS, Decoder
-from stemma.layers.cross_attention import source_mask
+from stemma.layers.cross_attention import CrossAttention, source_mask
 from stemma.layers.masks import Mask
 
 
@@ -114,6 +115,14 @@ class SourceCache(DenseCache):
     def source(self, layer: int) -> tuple[Tensor, Tensor]:
         """Return key and value of a layer's cross-attention, [sources or rows, heads, source, head_dim]."""
         return self._source_keys[layer], self._source_values[layer]
+
+    def bias(self, of: RelativeBias, length: int) -> Tensor:
+        """Return float [1, heads, length, tokens]."""
+        return of(length, self.end + length)
+
+    def cross_attend(self, layer: int, attention: CrossAttention, x: Tensor) -> Tensor:
+        """Return what cross-attention makes of float [rows, length, hidden]."""
+        return attention(x, *self.source(layer), self.source_mask)
 
     def keep(self, order: Sequence[int]) -> None:
         """Make row order[i] row i and drop the rows not named (see `DenseCache.keep`)."""

@@ -17,7 +17,8 @@ from stemma.errors import InputError
 from stemma.inference.drafts import Drafter
 from stemma.inference.paged_cache import PagedCache
 from stemma.inference.prepacked import prepacked
-from stemma.inference.ragged import FEW, Piece, RaggedStep
+from stemma.inference.ragged import FEW, Piece
+from stemma.inference.readers import reader_of
 from stemma.inference.requests import Request, RunningText, Scored, Update
 from stemma.inference.sampling_rows import choose
 
@@ -37,13 +38,14 @@ class Engine:
     rounding: products of other sizes add up in another order.
 
     Args:
-        model: a decoder-only language model of `stemma.load`, in eval mode. tokenizer: the model's.
+        model: of `stemma.load`, in eval mode: a GPT, Mistral or Mixtral goes on with its prompt, a GLM writes what
+            follows it, a T5 about it. tokenizer: the model's.
         memory: bytes for keys and values. budget: tokens that one step reads at most. most_texts: at a time.
         share_prefixes: whether prompts that begin alike share what was computed.
         drafter: guesses what comes next, so that one step can write several tokens of a text (see `inference.drafts`);
             the texts are the same.
     Raises:
-        InputError: a model that does not write from left to right.
+        InputError: a model that writes no text.
     """
 
     def __init__(
@@ -57,24 +59,23 @@ class Engine:
         share_prefixes: bool = True,
         drafter: Drafter | None = None,
     ) -> None:
-        if not hasattr(model, "logits") or not hasattr(model.config, "window"):
-            raise InputError(
-                f"{type(model).__name__} does not write from left to right: the engine serves GPT, Mistral"
-            )
         if model.training:
             raise InputError("the model is in training mode, where dropout is random: call model.eval() first")
         self.model, self.tokenizer, self.budget, self.most_texts = model, tokenizer, budget, most_texts
-        self.cache = PagedCache.for_model(model, memory)
-        self.context: int = model.config.context
-        self.share_prefixes, self.drafter = share_prefixes, drafter
+        self.reader = reader_of(model, tokenizer, memory)
+        self.share_prefixes, self.drafter = share_prefixes and self.reader.shares_prefixes, drafter
         self.guessed = self.guessed_right = 0  # tokens
-        self._ends = end_tokens(tokenizer)
         self._waiting: deque[RunningText] = deque()
         self._running: list[RunningText] = []  # the oldest first
         self._numbers = 0
         self._news: list[Update] = []
         windows = [group.window for group in self.cache.groups if group.window is not None]
         self._sure_piece = min([*windows, budget])  # so long a piece finds blocks when its text is alone
+
+    @property
+    def cache(self) -> PagedCache:
+        """Keys and values of the texts."""
+        return self.reader.cache
 
     @property
     def busy(self) -> bool:
@@ -100,7 +101,7 @@ class Engine:
         self._check(request)
         number, self._numbers = self._numbers, self._numbers + 1
         first, *others = [
-            RunningText(number, request, sample, self.context, self.tokenizer) for sample in range(request.samples)
+            RunningText(number, request, sample, self.reader, self.tokenizer) for sample in range(request.samples)
         ]
         first.siblings = others
         self._waiting.append(first)
@@ -138,11 +139,13 @@ class Engine:
         return prepacked(self.model, min(self.most_texts, 8))
 
     def _check(self, request: Request) -> None:
-        length, vocabulary = len(request.tokens), self.model.config.vocabulary
-        if not length:
+        vocabulary = self.model.config.vocabulary
+        if not request.tokens:
             raise InputError("the prompt is empty, expected at least one token")
-        if length > self.context or (length == self.context and request.max_new_tokens > 1):
-            raise InputError(f"the prompt has {length} tokens, the model's context is {self.context}")
+        if (request.prompt_log_probabilities or not request.max_new_tokens) and not self.reader.scores_prompts:
+            raise InputError(
+                f"a {type(self.model).__name__} does not read prompts from left to right: no scores of them"
+            )
         if not 0 <= min(request.tokens) <= max(request.tokens) < vocabulary:
             raise InputError(f"the prompt has a token outside 0 to {vocabulary - 1}")
         if any(not 0 <= token < vocabulary for token in request.preferences.bias):
@@ -167,25 +170,29 @@ class Engine:
                 budget -= 1 + len(drafts)
         for text in [text for text in self._running if text.unread > 1]:
             if text in self._running:
-                budget -= self._add_prompt(text, budget)
+                budget = max(budget - self._add_prompt(text, budget), 0)
         while budget and self._waiting and self.running < self.most_texts:
             text = self._waiting[0]
             self._open(text)
-            count = self._add_prompt(text, budget, alone=not self._running)
+            count = self._add_prompt(text, budget) if self.reader.open(text) else 0
             if not count:
                 self._close(text)
                 break
             self._waiting.popleft()
             self._running.append(text)
-            budget -= count
-        self._pieces.sort(key=lambda pair: len(pair[1].tokens) > FEW)
+            budget = max(budget - count, 0)
+        self._pieces.sort(key=lambda pair: not pair[1].is_short)
         return [piece for _, piece in self._pieces]
 
-    def _add_prompt(self, text: RunningText, budget: int, alone: bool = True) -> int:
+    def _add_prompt(self, text: RunningText, budget: int) -> int:
         """Add a piece of a prompt to the step; return its length, 0 if there is no place for it."""
         assert text.pages is not None
         count = min(text.unread, budget)
-        if count and not self.cache.reserve(text.pages, count):
+        if count and text.pages.length < text.whole:  # however long it is
+            count = text.whole
+            if not (self._reserve(text, count) if text in self._running else self.cache.reserve(text.pages, count)):
+                return 0
+        elif count and not self.cache.reserve(text.pages, count):
             count = min(count, self._sure_piece)
             if not (self._reserve(text, count) if text in self._running else self.cache.reserve(text.pages, count)):
                 return 0
@@ -197,7 +204,7 @@ class Engine:
         assert text.pages is not None
         start = text.pages.length
         tokens = [*text.tokens[start : start + count], *drafts]
-        self._pieces.append((text, Piece(text.pages, tokens, len(drafts))))
+        self._pieces.append((text, Piece(text.pages, tokens, len(drafts), causal=start >= text.whole)))
 
     def _guesses(self, texts: Sequence[RunningText], budget: int) -> list[list[int]]:
         """Return what may come next in each text; nothing where the choice depends on more than the logits."""
@@ -232,6 +239,7 @@ class Engine:
         text.reused = text.pages.length
 
     def _close(self, text: RunningText) -> None:
+        self.reader.close(text)
         if text.pages is not None:
             self.cache.close(text.pages)
             text.pages = None
@@ -244,8 +252,7 @@ class Engine:
         return text.request.prompt_log_probabilities and len(text.prompt_scores) < text.prompt_length
 
     def _forward(self, pieces: Sequence[Piece]) -> None:
-        step = RaggedStep(self.cache, pieces)
-        hidden = self.model.hidden(step.tokens, cache=step)[0]  # [total, hidden]
+        hidden, step = self.reader.hidden([text for text, _ in self._pieces], pieces)  # [total, hidden]
         wanted: list[tuple[RunningText, int, Sequence[int]]] = []  # text, where its last token stands, guesses after it
         for (text, piece), end in zip(self._pieces, step.ends.tolist(), strict=True):
             assert text.pages is not None
@@ -273,6 +280,7 @@ class Engine:
         for sibling in begun:
             assert text.pages is not None
             sibling.pages = self.cache.fork(text.pages)
+            self.reader.open(sibling)
             sibling.prompt_scores, sibling.reused = text.prompt_scores, text.reused
         self._running += begun
         return begun
@@ -301,7 +309,7 @@ class Engine:
     def _accept(self, text: RunningText, token: Scored) -> bool:
         """Add a token to a text and tell; return whether that ends it."""
         first = len(text.tokens) == text.prompt_length
-        ends = token.token in self._ends and not text.request.ignore_end
+        ends = token.token in self.reader.ends and not text.request.ignore_end
         piece = text.accept(token.token, ends)
         prompt = text.prompt_scores if first and text.request.prompt_log_probabilities else None
         self._news.append(
@@ -338,14 +346,6 @@ class Engine:
             targets = torch.tensor(tokens, device=hidden.device)
             logits = self.model.logits(part).float()
             text.prompt_scores += _scores(logits, targets, text.request.log_probabilities or 0)
-
-
-def end_tokens(tokenizer: "Tokenizer") -> frozenset[int]:
-    """Return the ids that end a text."""
-    try:
-        return frozenset([tokenizer.separator])
-    except InputError:  # GPT-1's tokenizer has no such token
-        return frozenset()
 
 
 def _scores(logits: Tensor, tokens: Tensor, most: int) -> list[Scored]:

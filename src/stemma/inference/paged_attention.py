@@ -7,7 +7,6 @@ are gathered first.
 import math
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,38 +14,58 @@ from torch import Tensor
 
 
 def paged_attention(
-    query: Tensor, keys: Tensor, values: Tensor, tables: Tensor, lengths: Tensor, first: Tensor, scale: float | None
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    tables: Tensor,
+    lengths: Tensor,
+    first: Tensor,
+    scale: float | None,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """Return softmax(query key^T * scale) value for one query a text.
+    """Return softmax(query key^T * scale + bias) value for one query a text.
 
     Args:
         query: float [texts, heads, head_dim]. keys, values: float [blocks, key heads, block, head_dim].
         tables: int32 [texts, most blocks], the blocks of each text. lengths: int32 [texts], its tokens.
         first: int32 [texts], the first token that is seen. scale: default 1 / sqrt(head_dim).
+        bias: float [heads, distances]: what is added for each distance from the last token back; None: 0.
     Returns:
         float [texts, heads, head_dim].
     """
     scale = scale or 1 / math.sqrt(query.shape[-1])
     kernel = _kernel() if query.device.type == "cpu" and query.dtype == torch.float32 else None
     if kernel is None:
-        return _gathered(query, keys, values, tables, lengths, first, scale)
+        return _gathered(query, keys, values, tables, lengths, first, scale, bias)
     mixed = torch.empty_like(query, memory_format=torch.contiguous_format)
-    arrays = (part.numpy() for part in (query.contiguous(), keys, values, tables, lengths, first))
+    table = query.new_empty(0, 0) if bias is None else bias.contiguous()
+    arrays = (part.numpy() for part in (query.contiguous(), keys, values, tables, lengths, first, table))
     kernel(*arrays, scale, mixed.numpy())
     return mixed
 
 
 def _gathered(
-    query: Tensor, keys: Tensor, values: Tensor, tables: Tensor, lengths: Tensor, first: Tensor, scale: float
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    tables: Tensor,
+    lengths: Tensor,
+    first: Tensor,
+    scale: float,
+    bias: Tensor | None,
 ) -> Tensor:
     texts, most = tables.shape
     block, heads = keys.shape[2], keys.shape[1]
     index = torch.arange(most * block, device=query.device)
-    seen = (index >= first.unsqueeze(1)) & (index < lengths.unsqueeze(1))
+    seen = ((index >= first.unsqueeze(1)) & (index < lengths.unsqueeze(1))).view(texts, 1, 1, -1)
+    if bias is not None:
+        distance = (lengths.unsqueeze(1) - 1 - index).clamp(0, bias.shape[1] - 1).long()  # [texts, tokens]
+        added = bias[:, distance].transpose(0, 1).unflatten(1, (heads, -1))  # [texts, key heads, group, tokens]
+        seen = added.masked_fill(~seen, -torch.inf)
     # [texts, most, key heads, block, head_dim] -> [texts, key heads, most * block, head_dim]
     key, value = (buffer[tables.long()].transpose(1, 2).flatten(2, 3) for buffer in (keys, values))
     grouped = query.unflatten(1, (heads, -1))  # the heads that share keys are the queries of one head
-    mixed = F.scaled_dot_product_attention(grouped, key, value, attn_mask=seen.view(texts, 1, 1, -1), scale=scale)
+    mixed = F.scaled_dot_product_attention(grouped, key, value, attn_mask=seen, scale=scale)
     return mixed.flatten(1, 2)
 
 
@@ -60,7 +79,7 @@ def _kernel() -> Callable[..., None] | None:
 
     @numba.njit(parallel=True, fastmath={"reassoc", "contract", "nsz"}, nogil=True, cache=True)
     def attend(  # type: ignore[no-untyped-def]
-        query, keys, values, tables, lengths, first, scale, mixed
+        query, keys, values, tables, lengths, first, bias, scale, mixed
     ):  # pragma: no cover
         texts, heads, width = query.shape
         key_heads, block = keys.shape[1], keys.shape[2]
@@ -78,7 +97,11 @@ def _kernel() -> Callable[..., None] | None:
                         total = np.float32(0)
                         for i in range(width):
                             total += vector[i] * key[i]
-                        scores[member, index * block + inside - begin] = total * np.float32(scale)
+                        place = index * block + inside
+                        score = total * np.float32(scale)
+                        if len(bias):
+                            score += bias[head * group + member, end - 1 - place]
+                        scores[member, place - begin] = score
             for member in range(group):
                 row = scores[member]
                 largest = row.max()
@@ -99,9 +122,5 @@ def _kernel() -> Callable[..., None] | None:
                         for i in range(width):
                             target[i] += weight * value[i]
 
-    return _checked(attend)
-
-
-def _checked(kernel: Any) -> Callable[..., None] | None:
-    """Return the kernel if Numba can compile it here."""
-    return kernel
+    found: Callable[..., None] = attend
+    return found

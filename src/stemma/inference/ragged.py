@@ -20,13 +20,26 @@ class Piece:
     """What one text contributes: its next tokens, for which `PagedCache.reserve` got blocks.
 
     Args:
-        drafts: how many of them, at the end, are guesses.
+        drafts: how many of them, at the end, are guesses. causal: False: they see each other in both directions.
     """
 
     pages: Pages
     tokens: Sequence[int]
     drafts: int = 0
-    mask: Mask = field(default_factory=lambda: Mask(causal=True))
+    causal: bool = True
+    _mask: Mask | None = field(default=None, repr=False)
+
+    @property
+    def mask(self) -> Mask:
+        """What its tokens see of what is before them and of each other."""
+        if self._mask is None:
+            self._mask = Mask(causal=self.causal)
+        return self._mask
+
+    @property
+    def is_short(self) -> bool:
+        """Whether each of its tokens is better served alone."""
+        return len(self.tokens) <= FEW and self.causal
 
     @property
     def start(self) -> int:
@@ -37,7 +50,7 @@ class Piece:
 class RaggedStep(KeyValueCache):
     """The cache of one forward pass over tokens [1, total], the pieces one behind the other, without padding.
 
-    Pieces of at most `FEW` tokens must come first: they are one kernel call a layer, a query each.
+    Short pieces must come first: they are one kernel call a layer, a query a token.
     """
 
     def __init__(self, cache: PagedCache, pieces: Sequence[Piece]) -> None:
@@ -45,7 +58,7 @@ class RaggedStep(KeyValueCache):
         device = cache.groups[0].keys.device
         counts = np.array([len(piece.tokens) for piece in pieces])
         starts = np.array([piece.start for piece in pieces])
-        self.short = int((counts <= FEW).cumprod().sum())  # pieces
+        self.short = sum(piece.is_short for piece in pieces)
         self.singles = int(counts[: self.short].sum())  # queries of these
         self.ends = counts.cumsum()
         text = np.repeat(np.arange(len(pieces)), counts)
@@ -74,6 +87,11 @@ class RaggedStep(KeyValueCache):
         return torch.tensor([every], device=self._positions.device)
 
     @property
+    def places(self) -> Tensor:
+        """int64 [total]: where in its text each token stands."""
+        return self._positions
+
+    @property
     def last(self) -> Tensor:
         """int64 [pieces]: where the last token of each stands."""
         return torch.from_numpy(self.ends - 1).to(self._positions.device)
@@ -96,7 +114,13 @@ class RaggedStep(KeyValueCache):
         scale: float | None = None,
         bias: Tensor | None = None,
     ) -> Tensor:
-        """Write keys and values [1, key heads, total, head_dim]; return what each query, of the same shape, sees."""
+        """Write keys and values [1, key heads, total, head_dim]; return what each query, of the same shape, sees.
+
+        Args:
+            bias: float [heads, distances], of the scores, by the distance of key from query (short pieces only).
+        """
+        if bias is not None and self.short < len(self.pieces):
+            raise ValueError("a bias by distance is for short pieces")
         number, index = self.cache.place[layer]
         group = self.cache.groups[number]
         keys, values = group.keys[index], group.values[index]
@@ -107,7 +131,7 @@ class RaggedStep(KeyValueCache):
         mixed = torch.empty(rows.shape, dtype=query.dtype, device=query.device)
         if self.singles:
             mixed[: self.singles] = paged_attention(
-                rows[: self.singles], keys, values, *self._single[number], scale=scale
+                rows[: self.singles].to(keys.dtype), keys, values, *self._single[number], scale=scale, bias=bias
             )
         for piece, end in zip(self.pieces[self.short :], self.ends[self.short :].tolist(), strict=True):
             part = slice(end - len(piece.tokens), end)

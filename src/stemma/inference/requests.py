@@ -14,6 +14,7 @@ from stemma.inference.text_stream import TextStream
 
 if TYPE_CHECKING:
     from stemma.data.tokenizers import Tokenizer
+    from stemma.inference.readers import Reader
 
 FinishReason = Literal["end", "stop", "length", "context", "cancelled"]
 
@@ -90,11 +91,13 @@ class Update:
 class RunningText:
     """One text in the making."""
 
-    def __init__(self, number: int, request: Request, sample: int, context: int, tokenizer: "Tokenizer") -> None:
+    def __init__(self, number: int, request: Request, sample: int, reader: "Reader", tokenizer: "Tokenizer") -> None:
         self.number, self.request, self.sample = number, request, sample
-        self.tokens = list(request.tokens)
-        self.limit = min(request.max_new_tokens, context - len(self.tokens) + 1)
-        self.stream = TextStream(tokenizer, request.stop, before=self.tokens[-1:])
+        self.tokens, self.whole = reader.begin(request.tokens)
+        self.prompt_length = len(self.tokens)
+        self.limit = min(request.max_new_tokens, reader.most_new(self.prompt_length))
+        goes_on = reader.scores_prompts  # else the text stands for itself
+        self.stream = TextStream(tokenizer, request.stop, before=self.tokens[-1:] if goes_on else ())
         self.constraint = request.constraint.fork() if request.constraint else None
         self.generated: Counter[int] = Counter()
         self.prompt_scores: list[Scored] = []
@@ -104,11 +107,8 @@ class RunningText:
         self.finish_reason: FinishReason | None = None
         self._prompt_counts: Counter[int] | None = None
         greedy = request.sampling.greedy
-        self._uniforms = None if greedy else uniforms(request.seed, sample, request.tokens, max(self.limit, 1))
-
-    @property
-    def prompt_length(self) -> int:
-        return len(self.request.tokens)
+        draws_by = () if greedy else reader.draws_by(request.tokens)
+        self._uniforms = None if greedy else uniforms(request.seed, sample, draws_by, max(self.limit, 1))
 
     @property
     def new(self) -> list[int]:
@@ -135,7 +135,8 @@ class RunningText:
         """Return what the choice of the next token depends on, or of the one `offset` tokens later (see `is_plain`)."""
         request = self.request
         if self._prompt_counts is None:
-            self._prompt_counts = Counter(request.tokens) if request.sampling.repetition_penalty != 1 else Counter()
+            penalty = request.sampling.repetition_penalty != 1
+            self._prompt_counts = Counter(self.tokens[: self.prompt_length] if penalty else ())
         uniform = (
             0.0 if self._uniforms is None else float(self._uniforms[len(self.tokens) - self.prompt_length + offset])
         )

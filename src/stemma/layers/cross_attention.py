@@ -1,5 +1,7 @@
 """Attention of a decoder to what an encoder has read (Vaswani et al. 2017, section 3.2.3)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -57,6 +59,16 @@ class CrossAttention(nn.Module):
         mixed = attention(query, key, value, mask, dropout=dropout, scale=self.scale)
         if shared > 1:
             mixed = mixed.unflatten(2, (shared, length)).transpose(1, 2).flatten(0, 1)
+        return self.output(mixed.transpose(1, 2).flatten(2).to(x.dtype))
+
+    def forward_cached(self, x: Tensor, attend: Callable[[Tensor, float | None], Tensor]) -> Tensor:
+        """Map float [batch, length, hidden] to the same shape by sources that lie elsewhere.
+
+        Args:
+            attend: maps queries, float [batch, heads, length, head_dim], and the scale of their scores (None: the
+                default) to what they see.
+        """
+        mixed = attend(self._split(self.query(x)), self.scale)
         return self.output(mixed.transpose(1, 2).flatten(2).to(x.dtype))
 
     def _split(self, x: Tensor) -> Tensor:

@@ -66,16 +66,14 @@ class T5Config:
 
 
 class SourceCache(KeyValueCache, Protocol):
-    """A cache of the decoder's own keys and values that also holds those of the sources, computed once.
+    """A cache of the decoder's own keys and values that also holds those of the sources, computed once."""
 
-    `end` is the number of tokens that the decoder has read, `source_mask` what may be seen of the sources.
-    """
+    def bias(self, of: "RelativeBias", length: int) -> Tensor:
+        """Return the bias of the next `length` tokens' scores, in the form that `attend` takes."""
+        ...
 
-    end: int
-    source_mask: Mask | None
-
-    def source(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Return key and value of a layer's cross-attention, as `CrossAttention` takes them."""
+    def cross_attend(self, layer: int, attention: CrossAttention, x: Tensor) -> Tensor:
+        """Return what a layer's cross-attention, as `CrossAttention` does it, makes of [batch, length, hidden]."""
         ...
 
 
@@ -121,6 +119,10 @@ class RelativeBias(nn.Module):
         by_offset = F.embedding(bucket, self.weight).t().contiguous()  # [heads, keys + queries - 1]
         # Window number i holds the offsets that the i-th query from the end sees.
         return by_offset.unfold(1, keys, 1).flip(1).unsqueeze(0)
+
+    def by_distance(self, distances: int) -> Tensor:
+        """Return float [heads, distances]: what is added for a key so many tokens before the query, 0 on."""
+        return self(1, distances)[0, :, 0].flip(-1)
 
 
 def _self_attention(config: T5Config, layer: int) -> MultiHeadAttention:
@@ -177,12 +179,14 @@ class DecoderBlock(nn.Module):
         self, x: Tensor, bias: Tensor, mask: Mask, source: Tensor | SourceCache, seen_source: Mask | None
     ) -> Tensor:
         """Map float [batch, length, hidden] to the same shape; `source` as in `T5.decode`."""
-        if isinstance(source, Tensor):
-            cache, (key, value) = None, self.cross_attention.project(source)
-        else:
-            cache, (key, value) = source, source.source(self.layer)
+        cache = None if isinstance(source, Tensor) else source
         x = x + self.dropout(self.attention(self.attention_norm(x), mask, cache, bias))
-        x = x + self.dropout(self.cross_attention(self.cross_attention_norm(x), key, value, seen_source))
+        y = self.cross_attention_norm(x)
+        if isinstance(source, Tensor):
+            y = self.cross_attention(y, *self.cross_attention.project(source), seen_source)
+        else:
+            y = source.cross_attend(self.layer, self.cross_attention, y)
+        x = x + self.dropout(y)
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
@@ -216,7 +220,10 @@ class Decoder(nn.Module):
     def forward(self, x: Tensor, source: Tensor | SourceCache, seen_source: Mask | None) -> Tensor:
         """Map embeddings, float [batch, length, hidden], to states of the same shape; `source` as in `T5.decode`."""
         length, mask = x.shape[1], Mask(causal=True)
-        bias = self.relative_bias(length, length if isinstance(source, Tensor) else source.end + length)
+        if isinstance(source, Tensor):
+            bias = self.relative_bias(length, length)
+        else:
+            bias = source.bias(self.relative_bias, length)
         for block in self.blocks:
             x = block(x, bias, mask, source, seen_source)
         if not isinstance(source, Tensor):
@@ -288,7 +295,7 @@ class T5(nn.Module):
             source: what `encode` gave, float [batch, source, hidden], with its `source_padding`; or a cache that holds
                 what the decoder needs of it.
         """
-        seen_source = source_mask(source_padding) if isinstance(source, Tensor) else source.source_mask
+        seen_source = source_mask(source_padding)
         x = self.dropout(self.token_embedding(tokens))
         x = self.dropout(self.decoder(x, source, seen_source))
         return x * self.config.hidden**-0.5 if self.config.scale_output else x
