@@ -8,6 +8,7 @@ import torch
 from stemma.errors import InputError
 from stemma.families.glm.model import GLM, GLMConfig
 from stemma.families.glm.tokens import prepare_tokenizer as prepare_glm
+from stemma.families.mistral.model import Mistral, MistralConfig
 from stemma.families.t5.model import T5, T5Config
 from stemma.families.t5.tokens import prepare_tokenizer as prepare_t5
 from stemma.inference.engine import Engine
@@ -54,6 +55,24 @@ def test_texts_are_those_of_generate(make_model, tokenizer, changes, budget):
     engine = Engine(model, tokenizer, budget=budget, memory=0)
     requests = [Request(tokenizer.encode(prompt), 30, GREEDY) for prompt in PROMPTS]
     assert tokens_of(engine.run(requests)) == [[text.tokens] for text in expected]
+    assert whole(engine)
+
+
+@pytest.mark.parametrize("changes", [{}, {"windows": (8, None)}, {"experts": 4}], ids=["window", "mixed", "experts"])
+@pytest.mark.parametrize("budget", [5, 512])
+def test_a_mistral_writes_what_generate_does(tokenizer, changes, budget):
+    torch.manual_seed(0)
+    shape = {"layers": 3, "hidden": 32, "heads": 4, "key_value_heads": 2, "feed_forward": 48, "windows": (8,)}
+    model = Mistral(MistralConfig(tokenizer.vocabulary, context=256, **{**shape, **changes})).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(12)
+    options = {"temperature": 0.7, "samples": 2, "seed": 2}
+    expected = generate(model, tokenizer, PROMPTS, max_new_tokens=40, **options)
+    engine = Engine(model, tokenizer, budget=budget, memory=0)
+    requests = [Request(tokenizer.encode(prompt), 40, Sampling(0.7), samples=2, seed=2) for prompt in PROMPTS]
+    assert sum(tokens_of(engine.run(requests)), []) == [text.tokens for text in expected]
     assert whole(engine)
 
 

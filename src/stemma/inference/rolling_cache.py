@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stemma.layers.attention import BufferedCache
 from stemma.layers.masks import Mask
 
 
-class RollingCache:
+class RollingCache(BufferedCache):
     """Keys and values of `rows` texts, each of a length of its own (see `layers.attention.KeyValueCache`).
 
     Use: forward passes with `pieces(rows, lengths)` for the prompts, in pieces of any size, then one forward pass with
@@ -188,7 +189,7 @@ class RollingCache:
         self._indices: dict[int, Tensor] = {}
 
 
-class Pieces:
+class Pieces(BufferedCache):
     """The next tokens of some rows of a `RollingCache`, read in one forward pass as tokens [1, total] without padding.
 
     A piece is longer than a window, as long or shorter: its tokens attend to what the cache held of their row before,

@@ -97,11 +97,10 @@ class GroupedQueryAttention(nn.Module):
         """Map float [batch, length, hidden] to the same shape; angles: of the tokens' positions."""
         query, key, value = self.project(x)
         query, key = rotate(query, angles), rotate(key, angles)
-        window = self.window
         if cache is not None:  # keys are cached as they are rotated, so that it does not matter where they lie
-            mask, window = cache.mask(x.shape[1], window), None
-            key, value = cache.update(self.layer, key, value)
-        mixed = attention(query.to(key.dtype), key, value, mask, window=window)
+            mixed = cache.attend(self.layer, query, key, value, window=self.window)
+        else:
+            mixed = attention(query, key, value, mask, window=self.window)
         return self.output(mixed.transpose(1, 2).flatten(2).to(x.dtype))
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
