@@ -4,12 +4,14 @@ Modules of kernels import this one and are themselves imported inside the functi
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from stemma.errors import InputError
 
 try:
     import numba
+    from numba.core.cgutils import create_struct_proxy
+    from numba.extending import intrinsic
 except ImportError:
     raise InputError("word vectors are trained by compiled loops: pip install 'stemma-lm[vectors]' (Numba)") from None
 
@@ -23,3 +25,19 @@ def kernel(function: Function) -> Function:
     """
     fast = {"reassoc", "contract", "nsz", "arcp", "afn"}
     return numba.njit(function, nogil=True, cache=True, fastmath=fast, error_model="numpy")
+
+
+@intrinsic
+def borrowed(typing: Any, array: Any) -> Any:
+    """Return, inside a kernel, the same array without an owner; the caller keeps the owner alive.
+
+    An owned array's reference count is changed, by atomic operations, in every call that it is passed to: a third of
+    the time of loops as short as ours.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        view = create_struct_proxy(array)(context, builder, value=arguments[0])
+        view.meminfo = view.meminfo.type(None)
+        return view._getvalue()
+
+    return array(array), generate
