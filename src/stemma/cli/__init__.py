@@ -19,7 +19,7 @@ VERBS = {
     "finetune": ("stemma.cli.finetune", "finetune", LEARN),
     "generate": ("stemma.cli.generate", "generate", USE),
     "fill": ("stemma.cli.fill", "fill", USE),
-    "embed": ("stemma.cli.embed", "embed", USE),
+    "embed": ("stemma.cli.embed", "app", USE),
     "compare": ("stemma.cli.compare", "compare", MEASURE),
     "reproduce": ("stemma.cli.reproduce", "reproduce", MEASURE),
     "evaluate": ("stemma.cli.evaluate", "evaluate", MEASURE),
@@ -53,7 +53,8 @@ def build() -> typer.Typer:
     for verb, (module, attribute, panel) in VERBS.items():
         command = getattr(importlib.import_module(module), attribute)
         if isinstance(command, typer.Typer):
-            app.add_typer(command, name=verb, rich_help_panel=panel, cls=Verbs, no_args_is_help=True)
+            group = command.info.cls if isinstance(command.info.cls, type) else Verbs
+            app.add_typer(command, name=verb, rich_help_panel=panel, cls=group, no_args_is_help=True)
         else:
             app.command(verb, rich_help_panel=panel)(command)
     return app

@@ -1,11 +1,95 @@
-"""`stemma embed`: one vector a text."""
+"""`stemma embed`: one vector a text; or, of word vectors, neighbours and analogies."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+
+Top = Annotated[int, typer.Option("--top", "-n", min=1, help="How many words to show.")]
+AsJSON = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")]
+Vectors = Annotated[
+    str, typer.Argument(help="A directory of word vectors, or a file of word2vec or GloVe.", metavar="MODEL")
+]
 
 
+class Embedding(TyperGroup):
+    """A group whose verb may be left out: without one it embeds texts."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, "--help"):
+            args = ["texts", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=Embedding,
+    help="Vectors of texts or words.\n\n"
+    "Example: [bold]stemma embed runs/bert sentences.txt --out vectors.npy[/bold] (the verb 'texts' may be left out), "
+    "[bold]stemma embed neighbours runs/word2vec-tiny file[/bold].",
+)
+
+
+@app.command()
+def neighbours(
+    model: Vectors,
+    words: Annotated[list[str], typer.Argument(help="One word or several.", metavar="WORD...")],
+    top: Top = 10,
+    as_json: AsJSON = False,
+) -> None:
+    """Show the words whose vectors have the largest cosines to those of some words.
+
+    Example: [bold]stemma embed neighbours runs/word2vec-tiny list tuple[/bold]
+    """
+    import json
+
+    from stemma.data.vectors import WordVectors
+
+    vectors = WordVectors.load(model)
+    found = {word: vectors.neighbours(word, top) for word in words}
+    if as_json:
+        print(json.dumps({"model": model, "neighbours": found}, ensure_ascii=False))
+        return
+    for word, near in found.items():
+        _show(word, near)
+
+
+@app.command()
+def analogy(
+    model: Vectors,
+    first: Annotated[str, typer.Argument(metavar="A")],
+    second: Annotated[str, typer.Argument(metavar="B")],
+    third: Annotated[str, typer.Argument(metavar="C")],
+    top: Top = 10,
+    as_json: AsJSON = False,
+) -> None:
+    """Show what is to C as B is to A: the words nearest to B - A + C.
+
+    Example: [bold]stemma embed analogy vectors.bin man king woman[/bold]
+    """
+    import json
+
+    from stemma.data.vectors import WordVectors
+
+    found = WordVectors.load(model).analogy(first, second, third, top)
+    if as_json:
+        print(json.dumps({"model": model, "analogy": [first, second, third], "answers": found}, ensure_ascii=False))
+        return
+    _show(f"{first} : {second} = {third} :", found)
+
+
+def _show(title: str, found: list[tuple[str, float]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left", show_header=False)
+    for word, cosine in found:
+        table.add_row(Text(word), f"{cosine:.3f}")
+    Console().print(table)
+
+
+@app.command("texts")
 def embed(
     model: Annotated[str, typer.Argument(help="A checkpoint directory or a Hugging Face hub id.", metavar="MODEL")],
     texts: Annotated[

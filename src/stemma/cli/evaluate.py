@@ -1,4 +1,4 @@
-"""`stemma evaluate`: how well a model predicts a text, or a fine-tuned one does its task."""
+"""`stemma evaluate`: how well a model predicts a text, does its task, or, of word vectors, knows words."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +22,7 @@ OF_TASK: dict[str, Any] = {
     "quotes": True,
     "predictions": None,
 }
+_WORDS = "Of word vectors"
 _TEXT, _TASK = "Of a language model", "Of a fine-tuned model"
 
 
@@ -77,6 +78,15 @@ def evaluate(
         Path | None,
         typer.Option(help="Write each example with its prediction to this .jsonl or .csv.", rich_help_panel=_TASK),
     ] = OF_TASK["predictions"],
+    analogies: Annotated[
+        list[Path] | None,
+        typer.Option(help="A file like questions-words.txt; may be repeated.", rich_help_panel=_WORDS),
+    ] = None,
+    similarity: Annotated[
+        list[Path] | None,
+        typer.Option(help="A file of word pairs and numbers; may be repeated.", rich_help_panel=_WORDS),
+    ] = None,
+    restrict: Annotated[int, typer.Option(min=1, help="Use the first so many words.", rich_help_panel=_WORDS)] = 300_000,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")] = False,
 ) -> None:
@@ -84,11 +94,17 @@ def evaluate(
 
     Of a text: loss, perplexity, and bits per byte, which can be compared between tokenizers. Every token of every
     document is scored once, with at least a quarter of a window of context where there is one. Of labelled examples:
-    the metrics of the model's task.
+    the metrics of the model's task. Of word vectors: analogies and the similarity of words.
 
     Examples: [bold]stemma evaluate runs/tiny my-book.txt[/bold],
-    [bold]stemma evaluate runs/finetune-bert/best test.csv --text sentence --predictions said.csv[/bold]
+    [bold]stemma evaluate runs/finetune-bert/best test.csv --text sentence --predictions said.csv[/bold],
+    [bold]stemma evaluate vectors.bin --analogies questions-words.txt --similarity wordsim353.tsv[/bold]
     """
+    if analogies or similarity:
+        from stemma.cli.vectors import evaluate_vectors
+
+        evaluate_vectors(model, analogies or [], similarity or [], restrict, as_json)
+        return
     from stemma.finetuning.evaluating import is_finetuned
 
     given = locals()

@@ -44,13 +44,20 @@ def pretrain(
     from stemma.training.pretrain import pretrain as run
     from stemma.training.progress import ConsoleDisplay
     from stemma.training.recipe import load_recipe
+    from stemma.training.vector_recipe import load_vector_recipe
 
     if resume and overwrite:
         raise InputError("--resume and --overwrite exclude each other")
-    loaded = load_recipe(recipe, overrides or [])
+    vectors = load_vector_recipe(recipe, overrides or [])
     directory = out or Path("runs") / recipe.removesuffix(".yaml").strip("./").replace("/", "-")
     console = Console(stderr=as_json)
     display = ConsoleDisplay(console)
+    if vectors is not None:
+        from stemma.cli.vectors import pretrain_vectors
+
+        pretrain_vectors(vectors, directory, display, resume, overwrite, dry_run, as_json)
+        return
+    loaded = load_recipe(recipe, overrides or [])
     if dry_run:
         prepared = prepare_run(loaded, display=display)
         for line in summary_lines(prepared):

@@ -24,7 +24,8 @@ def kernel(function: Function) -> Function:
     Sums may be reordered to be vectorised, but NaN and infinity keep their meaning.
     """
     fast = {"reassoc", "contract", "nsz", "arcp", "afn"}
-    return numba.njit(function, nogil=True, cache=True, fastmath=fast, error_model="numpy")
+    compiled: Any = numba.njit(function, nogil=True, cache=True, fastmath=fast, error_model="numpy")
+    return compiled
 
 
 @intrinsic

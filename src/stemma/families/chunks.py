@@ -19,10 +19,12 @@ class Progress:
     """How far a training is: the next chunk of the whole training, and the sums of the epoch that it is in.
 
     Args:
-        losses: mean loss of each whole epoch. loss, items: sums over the chunks of the present one, in float64.
+        total: chunks of all epochs. losses: mean loss of each whole epoch.
+        loss, items: sums over the chunks of the present epoch, in float64.
     """
 
     chunk: int = 0
+    total: int = 0
     losses: list[float] = field(default_factory=list)
     loss: float = 0.0
     items: int = 0
@@ -62,7 +64,8 @@ def train_epochs(
         report: called after a chunk and after an epoch, by one thread at a time.
         stop: asked before each chunk; when it says so, the chunks that were begun are finished.
     """
-    lock = threading.Lock()
+    lock, failed = threading.Lock(), threading.Event()
+    progress.total = chunks * epochs
 
     def work(numbers: "itertools.count[int]", end: int) -> None:
         worker = make_worker()
@@ -82,7 +85,6 @@ def train_epochs(
                 progress.items += items
                 report(progress)
 
-    failed = threading.Event()
     with ThreadPoolExecutor(threads) as pool:
         for epoch in range(progress.chunk // chunks, epochs):
             end = (epoch + 1) * chunks

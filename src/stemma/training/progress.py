@@ -161,6 +161,8 @@ def describe(values: Mapping[str, float]) -> str:
         "bits_per_byte": lambda x: f"held-out {x:.3f} bits/byte",
         "score": lambda x: f"dev {x:.4f}",
         "tokens_per_second": lambda x: f"{quantity(x)} tokens/s",
+        "words_per_second": lambda x: f"{quantity(x)} words/s",
+        "records_per_second": lambda x: f"{quantity(x)} pairs/s",
         "utilisation": lambda x: f"MFU {100 * x:.0f} %",
         "learning_rate": lambda x: f"lr {x:.2e}",
     }

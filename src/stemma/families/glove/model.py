@@ -62,12 +62,13 @@ class GloVe:
         """Return weights uniform in +-0.5 / dimensions, biases too."""
         generator = np.random.default_rng(seed)
         shapes = [(words, config.dimensions), (words, config.dimensions), (words,), (words,)]
-        weights = [
-            ((generator.random(shape, np.float32) - np.float32(0.5)) / config.dimensions).astype(np.float32)
-            for shape in shapes
-        ]
+
+        def draw(shape: tuple[int, ...]) -> np.ndarray:
+            return ((generator.random(shape, np.float32) - np.float32(0.5)) / config.dimensions).astype(np.float32)
+
+        vectors, contexts, biases, context_biases = map(draw, shapes)
         first, second, third, fourth = (np.full(shape, FIRST_SQUARE, np.float32) for shape in shapes)
-        return cls(*weights, squares=(first, second, third, fourth))
+        return cls(vectors, contexts, biases, context_biases, (first, second, third, fourth))
 
     @property
     def sums(self) -> np.ndarray:

@@ -71,7 +71,7 @@ def next_below(state, limit):  # type: ignore[no-untyped-def]
 
 @kernel
 def next_sentence(tokens, position, keep, state, sentence):  # type: ignore[no-untyped-def]
-    """Fill `sentence` with the words from `position` that subsampling keeps; return the position after, and how many."""
+    """Fill `sentence` with the words from `position` that are kept; return the position after, and how many."""
     length = 0
     while position < len(tokens) and length < len(sentence):
         word = tokens[position]
