@@ -7,8 +7,8 @@
 All train on the same lower-cased lines, one thread each, with the same settings: window 5, 5 noise words, subsampling
 1e-3, least count 5. Rates are words of the text per second of processor time, reading and the vocabulary not counted
 (for the programs: measured by runs that train nothing, and subtracted). Quality is the mean Spearman correlation over
-the files of `--similarity`, and the share of analogies that are right (all that have vectors, 3CosAdd). A round is a seed;
-within it the arms run in turn.
+the files of `--similarity`, and the share of analogies that are right (of those that have vectors, 3CosAdd). A round is
+a seed; within it the arms run in turn.
 
 `--word2vec`: compiled word2vec.c. It is given the text as often as there are epochs, and one iteration, because with
 one thread it stops after one iteration whatever is asked for. `--glove`: a folder with Stanford's vocab_count, cooccur,

@@ -37,7 +37,7 @@ class Buffers(NamedTuple):
 def make_buffers(size: int, window: int, longest: int) -> Buffers:
     """Return buffers for vectors of `size` and at most `longest` output vectors a word."""
     padded = -(-size // LANES) * LANES
-    pairs = 2 * window * longest + 3  # scores are computed three at a time
+    pairs = 2 * window * longest
     return Buffers(
         state=np.zeros(1, np.uint64),
         sentence=np.zeros(LONGEST_SENTENCE, np.int32),
@@ -177,7 +177,16 @@ def add_scaled(target, to, scales, first, stride, sources, count):  # type: igno
     """Add `count` rows of `sources` to `target[to]`, each times its scale, at `first`, `first + stride`, ... ."""
     size = target.shape[1]
     place = 0
-    while place + 4 <= count:
+    while place + 6 <= count:
+        at = first + place * stride
+        a, b, c = scales[at], scales[at + stride], scales[at + 2 * stride]
+        e, f, g = scales[at + 3 * stride], scales[at + 4 * stride], scales[at + 5 * stride]
+        for d in range(size):
+            one = a * sources[place, d] + b * sources[place + 1, d] + c * sources[place + 2, d]
+            two = e * sources[place + 3, d] + f * sources[place + 4, d] + g * sources[place + 5, d]
+            target[to, d] += one + two
+        place += 6
+    if place + 4 <= count:
         at = first + place * stride
         a, b, c, e = scales[at], scales[at + stride], scales[at + 2 * stride], scales[at + 3 * stride]
         for d in range(size):
@@ -188,7 +197,7 @@ def add_scaled(target, to, scales, first, stride, sources, count):  # type: igno
                 + e * sources[place + 3, d]
             )
         place += 4
-    while place + 2 <= count:
+    if place + 2 <= count:
         at = first + place * stride
         a, b = scales[at], scales[at + stride]
         for d in range(size):
@@ -218,22 +227,34 @@ def update_many(words, inputs, rows, labels, outputs, sizes, rate, hidden, chose
         output = rows[row]
         for d in range(size):
             chosen[row, d] = outputs[output, d]
-    for row in range(hidden_count):
-        first = row * output_count
-        for column in range(output_count):
-            wanted[first + column] = labels[column]
-        for column in range(0, output_count, 3):  # what lies beyond the last is computed in vain and overwritten
-            a = b = c = np.float32(0)
+    # Two rows by three columns of H O^T at a time keep six sums in registers. Rows and columns beyond the last are
+    # computed in vain.
+    for row in range(0, hidden_count, 2):
+        first, second = row * output_count, (row + 1) * output_count
+        for column in range(0, output_count, 3):
+            a = b = c = e = f = g = np.float32(0)
             for d in range(padded):
                 a += hidden[row, d] * chosen[column, d]
                 b += hidden[row, d] * chosen[column + 1, d]
                 c += hidden[row, d] * chosen[column + 2, d]
+                e += hidden[row + 1, d] * chosen[column, d]
+                f += hidden[row + 1, d] * chosen[column + 1, d]
+                g += hidden[row + 1, d] * chosen[column + 2, d]
             scores[first + column] = a
-            scores[first + column + 1] = b
-            scores[first + column + 2] = c
+            scores[second + column] = e
+            if column + 1 < output_count:
+                scores[first + column + 1] = b
+                scores[second + column + 1] = f
+            if column + 2 < output_count:
+                scores[first + column + 2] = c
+                scores[second + column + 2] = g
+        for column in range(output_count):
+            wanted[first + column] = labels[column]
+            wanted[second + column] = labels[column]
     loss = judge(scores, wanted, hidden_count * output_count, rate, factors)
+    stride = np.int64(1)
     for row in range(hidden_count):
-        add_scaled(inputs, words[row], scores, row * output_count, 1, chosen, output_count)
+        add_scaled(inputs, np.int64(words[row]), scores, row * output_count, stride, chosen, output_count)
     for column in range(output_count):
         add_scaled(outputs, rows[column], scores, column, output_count, hidden, hidden_count)
     return loss
@@ -262,7 +283,7 @@ def train_skip_gram(tokens, keep, window, outputs_of, inputs, outputs, exact, ra
         for centre in range(length):
             word = sentence[centre]
             radius = 1 + next_below(state, window)
-            count = 0
+            count = np.int64(0)  # a literal 0 would be compiled for twice, below
             for place in range(max(centre - radius, 0), min(centre + radius + 1, length)):
                 if place != centre:
                     neighbours[count] = sentence[place]

@@ -29,7 +29,7 @@ class Word2VecConfig:
             Shared and Distributed Memory"): the same expected gradient, several times the speed. CBOW has only one
             prediction a word, so both are the same there.
         cbow_gradient: the gradient of a mean, shared out among its words ("exact"), or given to each in full
-            ("reference": word2vec.c and gensim).
+            ("reference": word2vec.c and gensim). Each has a learning rate of its own (see training.py).
     """
 
     dimensions: int = 100
