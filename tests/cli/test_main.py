@@ -55,7 +55,8 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(arguments, expected, tmp_pa
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS])
 def test_every_verb_has_help_with_an_example(verb):
-    commands = {"tokenizer": [("tokenizer", "train"), ("tokenizer", "inspect")]}.get(verb, [(verb,)])
+    groups = {"tokenizer": ("train", "inspect"), "embed": ("texts", "neighbours", "analogy")}
+    commands = [(verb, name) for name in groups[verb]] if verb in groups else [(verb,)]
     for command in commands:
         result = stemma(*command, "--help")
         assert result.returncode == 0 and "Example" in result.stdout

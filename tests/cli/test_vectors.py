@@ -79,6 +79,8 @@ def test_from_text_to_neighbours(recipe, run, tmp_path, content):
     code, out, _ = run("embed", "analogy", "run", "t1w0", "t1w1", "t2w0", "--top", "3", "--json")
     expected = WordVectors.load(tmp_path / "run").analogy("t1w0", "t1w1", "t2w0", 3)
     assert code == 0 and json.loads(out)["answers"] == [list(answer) for answer in expected]
+    code, _, err = run("evaluate", "run", "text.txt")
+    assert code == 2 and "run: vectors of words (" in err
     code, out, _ = run("pretrain", recipe(content), "--out", "run")  # again: nothing to do
     assert code == 0 and "finished already" in out
     config = json.loads((tmp_path / "run" / "config.json").read_text())

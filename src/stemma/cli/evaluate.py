@@ -86,7 +86,9 @@ def evaluate(
         list[Path] | None,
         typer.Option(help="A file of word pairs and numbers; may be repeated.", rich_help_panel=_WORDS),
     ] = None,
-    restrict: Annotated[int, typer.Option(min=1, help="Use the first so many words.", rich_help_panel=_WORDS)] = 300_000,
+    restrict: Annotated[
+        int, typer.Option(min=1, help="Use the first so many words.", rich_help_panel=_WORDS)
+    ] = 300_000,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")] = False,
 ) -> None:

@@ -132,6 +132,9 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 
+# Families of vectors that are no modules: `stemma.data.vectors.WordVectors` loads them.
+WORD_VECTORS = ("word2vec", "glove")
+
 
 def family(name: str) -> Family:
     """Return a family by our name for it ("gpt") or by a `model_type` ("gpt2").
@@ -174,6 +177,8 @@ def load(
     if mistral_native.is_native(directory):
         return mistral_native.load_native(directory, dtype=dtype, device=device).eval()
     config = read_config(directory)
+    if config["model_type"] in WORD_VECTORS:
+        raise InputError(f"{directory}: vectors of words ({config['model_type']}), and this asks for a model of text")
     branch = family(config["model_type"])
     return branch.from_published(config, StoredTensors(directory), dtype=dtype, device=device).eval()
 

@@ -27,6 +27,7 @@ from stemma.training.interrupts import Interrupts
 from stemma.training.objective import Display
 from stemma.training.progress import Silent, quantity
 from stemma.training.run_directory import LOCK, RECIPE, locked
+from stemma.training.state import remove_leftovers
 from stemma.training.vector_recipe import (
     GloVeRecipe,
     Word2VecRecipe,
@@ -254,6 +255,7 @@ class _Reporter:
 
 def _claim(directory: Path, recipe: Word2VecRecipe | GloVeRecipe, resume: bool, overwrite: bool) -> None:
     """Make `directory` the recipe's: begin, or check that the run there is one of it."""
+    remove_leftovers(directory)
     started = (directory / RECIPE).is_file()
     if started and overwrite:
         for name in WRITTEN:

@@ -42,7 +42,7 @@ def write_records(
     if memory < SMALLEST_MEMORY:
         raise InputError(f"memory: {memory:g} bytes; expected at least {SMALLEST_MEMORY:g}")
     slots = 1 << int(np.log2(memory / BYTES_A_SLOT))
-    with TemporaryDirectory(dir=path.parent, prefix=".cooccurrence-") as name:
+    with TemporaryDirectory(dir=path.parent, prefix=".cooccurrence-", suffix=".tmp") as name:
         folder = Path(name)
         runs = count_pairs(tokens, words, config, folder, slots, lambda done: report("counting", done, len(tokens)))
         pairs = sum(map(len, runs))
