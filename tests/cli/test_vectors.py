@@ -164,6 +164,8 @@ def test_a_run_of_another_recipe_is_kept(recipe, run, tmp_path):
 def test_dry_run_writes_nothing(recipe, run, tmp_path):
     code, out, _ = run("pretrain", recipe(GLOVE), "--out", "run", "--dry-run", "--json")
     assert code == 0 and json.loads(out) == {"words": 30_000, "vocabulary": 32, "epochs": 4}
+    code, out, _ = run("pretrain", recipe(GLOVE), "training.epochs=9", "--out", "run", "--dry-run", "--json")
+    assert code == 0 and json.loads(out)["epochs"] == 9
     assert not (tmp_path / "run").exists()
 
 

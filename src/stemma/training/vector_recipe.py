@@ -103,6 +103,9 @@ def load_vector_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) 
     recipe = RECIPES.get(str(source.content.get("family")))
     if recipe is None:
         return None
+    training = source.content.get("training")
+    if isinstance(training, dict) and "steps" in training and training["steps"] is None:
+        del training["steps"]  # that is how an overridden number of epochs takes back a number of steps
     known = [field.name for field in fields(recipe.model_fields["model"].annotation)]  # type: ignore[arg-type]
     for key in source.content.get("model") or {}:
         if key not in known:
