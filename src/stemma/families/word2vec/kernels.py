@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stemma.data.compiled import borrowed, kernel
+from stemma.data.compiled import borrowed, kernel, prefetch
 
 LONGEST_SENTENCE = 1000  # words after subsampling; what follows is the next sentence (word2vec.c)
 LANES = 16  # the buffers' rows are padded with zeros to a multiple of this
@@ -26,6 +26,8 @@ class Buffers(NamedTuple):
     neighbours: np.ndarray
     rows: np.ndarray
     labels: np.ndarray
+    upcoming: np.ndarray
+    upcoming_labels: np.ndarray
     gradient: np.ndarray
     hidden: np.ndarray
     chosen: np.ndarray
@@ -44,6 +46,8 @@ def make_buffers(size: int, window: int, longest: int) -> Buffers:
         neighbours=np.zeros(2 * window, np.int32),
         rows=np.zeros(longest, np.int64),
         labels=np.zeros(longest, np.float32),
+        upcoming=np.zeros(longest, np.int64),
+        upcoming_labels=np.zeros(longest, np.float32),
         gradient=np.zeros(size, np.float32),
         hidden=np.zeros((2 * window, padded), np.float32),
         chosen=np.zeros((longest + 3, padded), np.float32),
@@ -272,6 +276,8 @@ def train_skip_gram(tokens, keep, window, outputs_of, inputs, outputs, exact, ra
     offsets, nodes, turns = borrowed(outputs_of.offsets), borrowed(outputs_of.nodes), borrowed(outputs_of.labels)
     state, sentence = borrowed(buffers.state), borrowed(buffers.sentence)
     rows, labels = borrowed(buffers.rows), borrowed(buffers.labels)
+    upcoming, upcoming_labels = borrowed(buffers.upcoming), borrowed(buffers.upcoming_labels)
+    output_count = upcoming_count = np.int64(0)
     hidden, gradient = borrowed(buffers.hidden), borrowed(buffers.gradient)
     neighbours, chosen = borrowed(buffers.neighbours), borrowed(buffers.chosen)
     scores, wanted, factors = borrowed(buffers.scores), borrowed(buffers.wanted), borrowed(buffers.factors)
@@ -280,8 +286,32 @@ def train_skip_gram(tokens, keep, window, outputs_of, inputs, outputs, exact, ra
     loss, predictions, position = 0.0, 0, 0
     while position < len(tokens):
         position, length = next_sentence(tokens, position, keep, state, sentence)
+        if length and not exact:
+            upcoming_count = choose_outputs(
+                sentence[0], negatives, probability, alias, offsets, nodes, turns, state, upcoming, upcoming_labels
+            )
         for centre in range(length):
             word = sentence[centre]
+            if not exact:  # the next word's output vectors are fetched from memory while this one's are worked on
+                rows, upcoming = upcoming, rows
+                labels, upcoming_labels = upcoming_labels, labels
+                output_count = upcoming_count
+                if centre + 1 < length:
+                    upcoming_count = choose_outputs(
+                        sentence[centre + 1],
+                        negatives,
+                        probability,
+                        alias,
+                        offsets,
+                        nodes,
+                        turns,
+                        state,
+                        upcoming,
+                        upcoming_labels,
+                    )
+                    for place in range(upcoming_count):
+                        for d in range(0, size, LANES):  # a cache line
+                            prefetch(outputs, upcoming[place], d)
             radius = 1 + next_below(state, window)
             count = np.int64(0)  # a literal 0 would be compiled for twice, below
             for place in range(max(centre - radius, 0), min(centre + radius + 1, length)):
@@ -299,9 +329,6 @@ def train_skip_gram(tokens, keep, window, outputs_of, inputs, outputs, exact, ra
                     for d in range(size):
                         inputs[neighbour, d] += gradient[d]
             elif count:
-                output_count = choose_outputs(
-                    word, negatives, probability, alias, offsets, nodes, turns, state, rows, labels
-                )
                 sizes = count, output_count
                 loss += update_many(
                     neighbours, inputs, rows, labels, outputs, sizes, rate, hidden, chosen, scores, wanted, factors
