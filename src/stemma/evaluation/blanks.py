@@ -4,7 +4,7 @@ GLM and T5 do this by design. The others do the nearest that they can, and `Way.
 
     GLM     log p(piece, end | both sides)                                       (Du et al. 2022, section 2.1)
     T5      log p(piece, next sentinel | both sides)                             (Raffel et al. 2020, section 3.1.4)
-    GPT     log p(piece | what is before); to choose, log p(piece and what follows | what is before)
+    GPT     log p(piece | what is before), likewise Mistral; to choose, log p(piece and what follows | what is before)
     BERT    log p(piece | both sides, the number of tokens): masks are filled from left to right
     UniLM   as BERT, under its bidirectional mask
 """
@@ -25,12 +25,13 @@ from stemma.families.glm.examples import collate, filled_example
 from stemma.families.glm.model import GLM
 from stemma.families.glm.tokens import GLMTokens
 from stemma.families.gpt.model import GPT
+from stemma.families.mistral.model import Mistral
 from stemma.families.t5.model import T5
 from stemma.families.t5.tokens import sentinel_ids
-from stemma.inference.decoder import Decoder
 from stemma.inference.encoder_decoder import SourceDecoder
 from stemma.inference.filling_scores import target_scores
 from stemma.inference.infilling import fill_contexts
+from stemma.inference.rolling_decoder import decoder_of
 from stemma.inference.sampling import Sampling
 from stemma.inference.states import states_of
 
@@ -78,11 +79,13 @@ def way_of(model: Any, tokenizer: Tokenizer, *, most: int = 16) -> Way:
     Raises:
         InputError: the model is of no family that can.
     """
-    kinds: dict[type, Callable[[Any, Tokenizer, int], Way]] = {GLM: _glm, T5: _t5, GPT: _gpt, BERT: _bert}
+    kinds: dict[type, Callable[[Any, Tokenizer, int], Way]] = {
+        GLM: _glm, T5: _t5, GPT: _causal, Mistral: _causal, BERT: _bert
+    }  # fmt: skip
     for kind, way in kinds.items():
         if isinstance(model, kind):
             return way(model, tokenizer, most)
-    raise InputError(f"a {type(model).__name__} knows no blanks: expected a GLM, T5, GPT or BERT")
+    raise InputError(f"a {type(model).__name__} knows no blanks: expected a GLM, T5, GPT, Mistral or BERT")
 
 
 def _sums(scores: Callable[[Sequence[Blank]], list[np.ndarray]]) -> Callable[[Sequence[Blank]], list[float]]:
@@ -157,7 +160,7 @@ def _t5(model: T5, tokenizer: Tokenizer, most: int) -> Way:
     return Way(scores, _sums(scores), write, ends=True, by_design=True)
 
 
-def _gpt(model: GPT, tokenizer: Tokenizer, most: int) -> Way:
+def _causal(model: GPT | Mistral, tokenizer: Tokenizer, most: int) -> Way:
     start = tokenizer.separator
 
     @torch.inference_mode()
@@ -181,7 +184,7 @@ def _gpt(model: GPT, tokenizer: Tokenizer, most: int) -> Way:
     def write(blanks: Sequence[Blank]) -> list[list[int]]:
         def decoder(part: list[Blank]) -> tuple[Any, Tensor]:
             longest = max(len(blank.piece) for blank in part)
-            rows = Decoder(model, [[start, *blank.before] for blank in part], new_tokens=longest)
+            rows = decoder_of(model)(model, [[start, *blank.before] for blank in part], new_tokens=longest)
             return rows, rows.read_prompts()
 
         return _written(decoder, blanks, [len(blank.piece) for blank in blanks], ())

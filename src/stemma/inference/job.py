@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from stemma.errors import InputError
-from stemma.families.mistral.model import Mistral
 from stemma.families.t5.tokens import encode_source
 from stemma.inference.beam import beam_search
 from stemma.inference.decoder import Decoder
 from stemma.inference.encoder_decoder import SourceDecoder, reads_source
 from stemma.inference.prepacked import prepacked
-from stemma.inference.rolling_decoder import RollingDecoder
+from stemma.inference.rolling_decoder import decoder_of
 from stemma.inference.sampling import Sampling, log_probabilities_of, uniforms
 from stemma.inference.text_stream import TextStream
 
@@ -204,7 +203,7 @@ class Job:
                     text.accept(token, score, self.end)
 
     def _decoder(self, prompts: list[list[int]], copies: list[int], new_tokens: int) -> Decoder:
-        kind = SourceDecoder if self.about else RollingDecoder if isinstance(self.model, Mistral) else Decoder
+        kind = SourceDecoder if self.about else decoder_of(self.model)
         return kind(self.model, prompts, copies=copies, new_tokens=new_tokens)
 
     def _uniform(self, texts: list[Text], steps: int) -> Tensor | None:

@@ -39,6 +39,10 @@ class Arm:
 
 
 _T5_MODEL = {"dropout": 0.0, "tie_output": True, "scale_output": True, "gated": False, "activation": "relu"}
+_WINDOW = 16  # of a comparison's texts of 64 tokens or more
+# Rotary positions have no parameters, so that long texts can be read at no cost.
+_MISTRAL_MODEL = {"key_value_heads": 2, "context": 1024, "tie_output": True, "windows": (None,)}
+_MISTRAL_TRAINING = {"learning_rate": 2e-3, "betas": [0.9, 0.95]}
 _GLM = {"name": "blank-infilling", "token": 0.5, "sentence": 0.2, "document": 0.3, "task_masks": True}
 
 ARMS: dict[str, Arm] = {
@@ -96,6 +100,31 @@ ARMS: dict[str, Arm] = {
         objective={"name": "cloze-mixture"},
         training={"learning_rate": 2e-3, "betas": [0.9, 0.98]},
         note="in the style of UniLM: one BERT under bidirectional, causal, reversed and prefix masks in turn",
+    ),
+    "mistral": Arm(
+        "Mistral, full attention", "mistral", model=_MISTRAL_MODEL, training=_MISTRAL_TRAINING, note="without a window"
+    ),
+    "mistral-window": Arm(
+        "Mistral, sliding window",
+        "mistral",
+        model={**_MISTRAL_MODEL, "windows": (_WINDOW,)},
+        training=_MISTRAL_TRAINING,
+        note=f"every layer sees {_WINDOW} tokens",
+    ),
+    "mixtral": Arm(
+        "Mixtral",
+        "mistral",
+        model={**_MISTRAL_MODEL, "experts": 8},
+        training=_MISTRAL_TRAINING,
+        note="8 experts, of which a token meets 2; as many parameters as the others are active for a token",
+    ),
+    "mixtral-unbalanced": Arm(
+        "Mixtral without balancing",
+        "mistral",
+        model={**_MISTRAL_MODEL, "experts": 8},
+        objective={"load_balancing": 0.0, "router_z": 0.0},
+        training=_MISTRAL_TRAINING,
+        note="the ablation without the losses that keep the experts in use",
     ),
 }
 
@@ -206,7 +235,8 @@ def _fitted(arm: Arm, scale: Scale, vocabulary: int, target: int) -> Any:
     config = _config(arm, scale, vocabulary)
     if not hasattr(config, "feed_forward"):
         return config
-    # The count is linear in the width.
-    low, high = (count_parameters(arm.family, replace(config, feed_forward=width)) for width in (8, 16))
+    # The count is linear in the width; of experts those count that a token meets.
+    met = {"experts": config.experts_per_token} if getattr(config, "experts", 0) else {}
+    low, high = (count_parameters(arm.family, replace(config, feed_forward=width, **met)) for width in (8, 16))
     width = 8 * round((target - low) / (high - low)) + 8
     return replace(config, feed_forward=max(width, 8))

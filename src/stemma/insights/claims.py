@@ -37,7 +37,7 @@ class Claim:
     Args:
         source: paper, section. hypothesis: what it says. varied, controlled: of the experiment.
         decides: the number, and what it must be. arms: names of `arms.ARMS`. decide: from the results of `compare`.
-        labels: whether fine-tuning is part of it. several_blanks: see `plan.Plan`.
+        labels: whether fine-tuning is part of it. several_blanks, long_texts: see `plan.Plan`.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Claim:
     decide: Callable[[Results], Decision]
     labels: bool = False
     several_blanks: int = 0
+    long_texts: int = 0
 
 
 CONTROLLED = "tokens and their order, tokenizer, batch, steps, learning rate, parameters (within 2 %), seeds"

@@ -40,6 +40,7 @@ class Plan:
         examples: labelled ones to train on, at most. epochs: of fine-tuning.
         passages, blanks: how many are scored, of so many tokens. longest_blank: in tokens.
         several_blanks: of a GLM: passages with three blanks each that are scored in several orders.
+        long_texts: of a Mistral: texts of 20 windows that are read through a rolling cache and at once.
     """
 
     text: str
@@ -61,6 +62,7 @@ class Plan:
     blank_tokens: int = 64
     longest_blank: int = 6
     several_blanks: int = 0
+    long_texts: int = 0
     version: int = VERSION
 
     @property

@@ -13,7 +13,15 @@ from typing import Any
 
 from stemma.errors import InputError
 from stemma.files import write_whole
-from stemma.insights import encoder_decoder_parameters, glm_competitive, glm_positions, glm_shuffling
+from stemma.insights import (
+    encoder_decoder_parameters,
+    glm_competitive,
+    glm_positions,
+    glm_shuffling,
+    mixture_of_experts,
+    rolling_cache,
+    sliding_window,
+)
 from stemma.insights.arms import ARMS, Scale
 from stemma.insights.claims import Claim, Decision
 from stemma.insights.compare import Observer, compare
@@ -24,7 +32,15 @@ from stemma.insights.report import read_report, write_report
 
 CLAIMS: dict[str, Claim] = {
     module.CLAIM.name: module.CLAIM
-    for module in (glm_competitive, glm_shuffling, glm_positions, encoder_decoder_parameters)
+    for module in (
+        glm_competitive,
+        glm_shuffling,
+        glm_positions,
+        encoder_decoder_parameters,
+        sliding_window,
+        rolling_cache,
+        mixture_of_experts,
+    )
 }
 VERDICT, REPORT = "verdict.json", "report.html"
 
@@ -49,8 +65,9 @@ def plan_of(claim: Claim, *, seeds: int, scale: Scale, text: str = "python", lab
     table = (labels or "python") if claim.labels else None
     numbers = tuple(range(1, seeds + 1))
     return Plan(
-        text, "text", "file", table, "text", "label", claim.arms, numbers, scale, several_blanks=claim.several_blanks
-    )
+        text, "text", "file", table, "text", "label", claim.arms, numbers, scale,
+        several_blanks=claim.several_blanks, long_texts=claim.long_texts,
+    )  # fmt: skip
 
 
 def reproduce(claim: Claim, plan: Plan, out: Path, *, workers: int, observer: Observer | None = None) -> Decision:
