@@ -18,6 +18,8 @@ VERBS = {
     "pretrain": ("stemma.cli.pretrain", "pretrain", LEARN),
     "finetune": ("stemma.cli.finetune", "finetune", LEARN),
     "generate": ("stemma.cli.generate", "generate", USE),
+    "chat": ("stemma.cli.chat", "chat", USE),
+    "serve": ("stemma.cli.serve", "serve", USE),
     "fill": ("stemma.cli.fill", "fill", USE),
     "embed": ("stemma.cli.embed", "app", USE),
     "compare": ("stemma.cli.compare", "compare", MEASURE),

@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stemma.errors import InputError, closest
+from stemma.errors import InputError
 
 if TYPE_CHECKING:
-    import torch
-
     from stemma.data.tokenizers import Tokenizer
     from stemma.inference.generate import Generation
 
@@ -65,7 +63,7 @@ def generate(
 
     Example: [bold]stemma generate runs/tiny --prompt "def main" --temperature 0.7[/bold]
     """
-    from stemma.cli.devices import device_named
+    from stemma.cli.devices import device_named, dtype_named
     from stemma.data.tokenizers import load_tokenizer
     from stemma.families import load
     from stemma.inference.generate import generate as run
@@ -77,7 +75,7 @@ def generate(
         temperature = TEMPERATURE if temperature is None else temperature
         top_p = TOP_P if top_p is None else top_p
     prepare_processor()
-    network = load(model, dtype=_dtype(dtype), device=device_named(device))
+    network = load(model, dtype=dtype_named(dtype), device=device_named(device))
     tokenizer = load_tokenizer(model)
     printer = Printer(prompts, as_json, streaming=len(prompts) == samples == beams == 1)
     with prepacked(network, len(prompts) * samples * beams, release=None):
@@ -178,12 +176,3 @@ class Printer:
             text = typer.style(text, bold=True) if bold and text else text
         sys.stdout.write(text)
         sys.stdout.flush()
-
-
-def _dtype(name: str | None) -> "torch.dtype | None":
-    import torch
-
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name is not None and name not in dtypes:
-        raise InputError(f"--dtype {name}{closest(name, dtypes)}: expected one of {', '.join(dtypes)}")
-    return None if name is None else dtypes[name]

@@ -25,11 +25,16 @@ if TYPE_CHECKING:
 Pooling = Literal["mean", "cls", "max"]
 
 
+def embed(model: Any, tokenizer: "Tokenizer", texts: Sequence[str], **options: Any) -> np.ndarray:
+    """Return float32 [texts, hidden]; options as in `embed_tokens`."""
+    return embed_tokens(model, tokenizer, tokenizer.encode_batch(texts), **options)
+
+
 @torch.inference_mode()
-def embed(
+def embed_tokens(
     model: Any,
     tokenizer: "Tokenizer",
-    texts: Sequence[str],
+    texts: Sequence[Sequence[int]],
     *,
     pooling: Pooling = "mean",
     normalize: bool = False,
@@ -44,7 +49,7 @@ def embed(
     reads the text from left to right.
 
     Args:
-        model: in eval mode. tokenizer: the model's.
+        model: in eval mode. tokenizer: the model's. texts: their tokens, without special ones.
         pooling: the mean or the maximum over all tokens, the special ones included, or the state of the first ("cls").
         normalize: divide each vector by its length.
         longest: of a text in tokens, the special ones included; what is behind is not read. Default: the context.
@@ -65,11 +70,10 @@ def embed(
     room = limit - len(before) - len(after)
     if room < 1:
         raise InputError(f"texts of at most {limit} tokens leave no room beside {len(before + after)} special tokens")
-    encoded = tokenizer.encode_batch(texts)
-    longer = sum(len(ids) > room for ids in encoded)
+    longer = sum(len(ids) > room for ids in texts)
     if longer:
         cut(longer, limit)
-    rows = [[*before, *ids[:room], *after] for ids in encoded]
+    rows = [[*before, *ids[:room], *after] for ids in texts]
     empty = next((number for number, row in enumerate(rows) if not row), None)
     if empty is not None:
         raise InputError(f"text {empty + 1} is empty, and a {type(model).__name__} reads nothing beside it")

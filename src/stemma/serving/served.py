@@ -1,0 +1,94 @@
+"""What a server serves: a model with its tokenizer, its engine and its chat template."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stemma.data.tokenizers import Tokenizer, load_tokenizer
+from stemma.errors import InputError
+from stemma.families import FAMILIES, load
+from stemma.families.directory import resolve
+from stemma.inference.embeddings import sentence_settings
+from stemma.inference.engine import CACHE_BYTES, Engine
+from stemma.serving.chat_template import ChatTemplate
+from stemma.serving.token_texts import TokenTexts, special_finder
+
+if TYPE_CHECKING:
+    import tokenizers
+    import torch
+
+
+@dataclass
+class Served:
+    """A model and what belongs to it.
+
+    Args:
+        engine: None: the model does not write from left to right. template: None: it is no chat model.
+        context: in tokens; None: without bound. embedding: options of `inference.embeddings.embed`.
+    """
+
+    name: str
+    model: Any
+    tokenizer: Tokenizer
+    engine: Engine | None
+    template: ChatTemplate | None
+    embedding: Mapping[str, Any] = field(default_factory=dict)
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def __post_init__(self) -> None:
+        self.texts = TokenTexts(self.tokenizer)
+        self.finder: tokenizers.Tokenizer = special_finder(self.tokenizer)
+        self.context: int | None = getattr(self.model.config, "context", None)
+        self.vocabulary: int = min(self.model.config.vocabulary, self.tokenizer.vocabulary)
+
+    @property
+    def family(self) -> str:
+        """Our name of the model's family."""
+        return next((name for name, family in FAMILIES.items() if isinstance(self.model, family.model)), "unknown")
+
+    @property
+    def prefix(self) -> list[int]:
+        """What a text begins with that has no other beginning: the token that begins texts, else what separates."""
+        try:
+            return [self.tokenizer.separator if self.tokenizer.bos is None else self.tokenizer.bos]
+        except InputError:
+            return []
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens, special ones left out."""
+        return self.tokenizer.decode(tokens)
+
+
+def load_served(
+    path_or_hub_id: str,
+    *,
+    name: str | None = None,
+    dtype: "torch.dtype | None" = None,
+    device: "torch.device | None" = None,
+    memory: int = CACHE_BYTES,
+    budget: int = 512,
+    most_texts: int = 64,
+    template: Path | None = None,
+) -> Served:
+    """Load what `stemma serve` serves; options as in `Engine`.
+
+    Args:
+        name: by which clients call the model; default: the last part of its path. template: file of a chat template.
+    Raises:
+        InputError: no such checkpoint, or its files are broken.
+    """
+    directory = resolve(path_or_hub_id)
+    model, tokenizer = load(directory, dtype=dtype, device=device), load_tokenizer(directory)
+    engine = None
+    if hasattr(model, "logits") and hasattr(model.config, "window"):  # what the engine asks for
+        engine = Engine(model, tokenizer, memory=memory, budget=budget, most_texts=most_texts)
+    return Served(
+        name=name or Path(path_or_hub_id).name,
+        model=model,
+        tokenizer=tokenizer,
+        engine=engine,
+        template=ChatTemplate.read(directory, template),
+        embedding=sentence_settings(directory),
+    )
