@@ -224,9 +224,11 @@ class EngineThread:
     def _run(self) -> None:
         try:
             served = self._load()
-            self._post(self._loaded, served)
             engine = served.engine
             with engine.fast_products() if engine else nullcontext():
+                if engine:
+                    _warm_up(engine)
+                self._post(self._loaded, served)
                 while self._take_commands(wait=not self._jobs and not (engine and engine.busy)):
                     if self._jobs:
                         self._jobs.popleft()()
@@ -302,6 +304,11 @@ class EngineThread:
             self._loop.call_soon_threadsafe(function, *arguments)
         except RuntimeError:  # the event loop is closed: nobody waits any more
             logger.debug("news after the end")
+
+
+def _warm_up(engine: Engine) -> None:
+    """Write a little: what is compiled when it is first used is compiled before somebody waits for it."""
+    engine.run([Request([0], 3, ignore_end=True)])
 
 
 def _settle(future: "asyncio.Future[Any]", result: Any, error: BaseException | None = None) -> None:
