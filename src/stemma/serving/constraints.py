@@ -1,10 +1,10 @@
 """What an answer must look like: from a client's `response_format` to a constraint of the engine."""
 
-import importlib.util
 import json
 from typing import Any
 
 from stemma.errors import InputError
+from stemma.inference.constraints import json_schema
 from stemma.inference.requests import Constraint
 from stemma.serving.errors import wrong
 from stemma.serving.limits import SCHEMA_BYTES, SCHEMA_DEPTH
@@ -17,19 +17,15 @@ def constraint_for(schema: dict[str, Any] | None, served: Served, parameter: str
     """Return the constraint to texts that are JSON of a schema; None: any object.
 
     Raises:
-        APIError: 400, the schema is too large or nested too deeply, or nothing here constrains texts.
+        APIError: 400, the schema is too large or nested too deeply, or cannot be used.
     """
     schema = _ANY_OBJECT if schema is None else schema
     if len(json.dumps(schema)) > SCHEMA_BYTES:
         raise wrong(parameter, f"the schema has more than {SCHEMA_BYTES} bytes")
     if depth_of(schema) > SCHEMA_DEPTH:
         raise wrong(parameter, f"the schema is nested more than {SCHEMA_DEPTH} deep")
-    if importlib.util.find_spec("stemma.inference.constraints") is None:
-        raise wrong(parameter, f"{parameter} is not supported here", "unsupported_parameter")
-    constraints: Any = importlib.import_module("stemma.inference.constraints")
     try:
-        found: Constraint = constraints.json_constraint(served.tokenizer, schema)
-        return found
+        return json_schema(served.tokenizer, schema, served.model.config.vocabulary)
     except InputError as error:
         raise wrong(parameter, str(error)) from error
 
