@@ -38,7 +38,7 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="session")
 def model() -> GPT:
     torch.manual_seed(0)
-    config = GPTConfig(vocabulary=328, context=128, layers=2, hidden=32, heads=4, vocabulary_multiple=1)
+    config = GPTConfig(vocabulary=328, context=512, layers=2, hidden=32, heads=4, vocabulary_multiple=1)
     network = GPT(config).eval()
     with torch.no_grad():
         for name, parameter in network.named_parameters():

@@ -185,8 +185,8 @@ def test_errors_are_openais(client, server):
     assert error.param == "temperature" and error.type == "invalid_request_error" and error.status_code == 400
     error = refused(openai.NotFoundError, complete, model="large", prompt="x")
     assert error.param == "model" and error.code == "model_not_found"
-    error = refused(openai.BadRequestError, complete, model="small", prompt="lazy " * 200)
-    assert error.code == "context_length_exceeded" and "128" in error.message and error.param == "prompt"
+    error = refused(openai.BadRequestError, complete, model="small", prompt="lazy " * 600)
+    assert error.code == "context_length_exceeded" and "512" in error.message and error.param == "prompt"
     error = refused(openai.BadRequestError, complete, model="small", prompt="x", extra_body={"nonsense": 1})
     assert error.message.endswith("Unrecognized request argument supplied: nonsense")
     error = refused(openai.BadRequestError, chat, model="small", messages=[{"role": "assistant", "content": "x"}])
@@ -265,7 +265,7 @@ def test_base64_is_little_endian_float32(server):
 
 def test_models(client):
     (about,) = client.models.list().data
-    assert about.id == "small" and about.family == "gpt" and about.context_length == 128
+    assert about.id == "small" and about.family == "gpt" and about.context_length == 512
     assert client.models.retrieve("small").owned_by == "stemma"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("a/b")
@@ -292,3 +292,58 @@ def test_tools_are_told_to_the_template(client, tokenizer):
     answer = client.chat.completions.create(**options)
     assert answer.usage.prompt_tokens == len(written(tokenizer, tools=json.dumps(tools)))
     assert client.chat.completions.create(**options, tool_choice="none").usage.prompt_tokens == len(written(tokenizer))
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"kind": {"enum": ["fox", "dog"]}, "lazy": {"type": "boolean"}},
+    "required": ["kind", "lazy"],
+    "additionalProperties": False,
+}
+
+
+def test_answers_of_a_schema(client):
+    wanted = {"type": "json_schema", "json_schema": {"name": "animal", "schema": SCHEMA}}
+    options = {"model": "small", "messages": MESSAGES, "response_format": wanted, "seed": 1}
+    answer = client.chat.completions.create(**options)
+    found = json.loads(answer.choices[0].message.content)
+    assert found["kind"] in ("fox", "dog") and isinstance(found["lazy"], bool)
+    events = client.chat.completions.create(**options, stream=True)
+    assert json.loads("".join(event.choices[0].delta.content or "" for event in events)) == found
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [({"type": "nonsense"}, "json schema"), ({"enum": ["x" * 70_000]}, "more than 65536 bytes")],
+)
+def test_schemas_that_cannot_be_used_are_400(client, schema, message):
+    wanted = {"type": "json_schema", "json_schema": {"name": "animal", "schema": schema}}
+    with pytest.raises(openai.BadRequestError, match=message) as error:
+        client.chat.completions.create(model="small", messages=MESSAGES, response_format=wanted)
+    assert error.value.param == "response_format"
+
+
+def test_deeply_nested_bodies_are_400(server):
+    deep = '{"a":' * 50 + "1" + "}" * 50
+    schema = '{"type": "json_schema", "json_schema": {"name": "x", "schema": ' + deep + "}}"
+    message = '"messages": [{"role": "user", "content": "x"}]'
+    headers = {"content-type": "application/json"}
+    for body in (f'{{{message}, "response_format": {schema}}}', "[" * 100_000, '{"prompt": ' + "9" * 5000 + "}"):
+        answer = httpx.post(f"{server.url}/v1/chat/completions", content=body, headers=headers)
+        assert answer.status_code == 400 and answer.json()["error"]["message"], answer.text
+
+
+def test_a_tool_that_must_be_called_is_called(client):
+    add = {"type": "function", "function": {"name": "add", "parameters": SCHEMA}}
+    other = {"type": "function", "function": {"name": "other"}}
+    options = {"model": "small", "messages": MESSAGES, "tools": [other, add], "seed": 2, "parallel_tool_calls": False}
+    options["tool_choice"] = {"type": "function", "function": {"name": "add"}}
+    (choice,) = client.chat.completions.create(**options).choices
+    (call,) = choice.message.tool_calls
+    assert choice.finish_reason == "tool_calls" and call.function.name == "add" and len(call.id) == 9
+    assert json.loads(call.function.arguments)["kind"] in ("fox", "dog")
+    events = [event.choices[0] for event in client.chat.completions.create(**options, stream=True)]
+    (delta,) = [event.delta.tool_calls[0] for event in events if event.delta.tool_calls]
+    assert delta.function == call.function and delta.index == 0 and events[-1].finish_reason == "tool_calls"
+    with pytest.raises(openai.BadRequestError, match="none of the tools"):
+        client.chat.completions.create(**options | {"tool_choice": {"type": "function", "function": {"name": "sub"}}})

@@ -20,7 +20,7 @@ from stemma.serving.sampling import engine_requests
 from stemma.serving.schemas import ChatBody, Message, NamedTool
 from stemma.serving.served import Served
 from stemma.serving.texts import REASONS, Text, collect, finite, usage
-from stemma.serving.tool_calls import parse_tool_calls, writes_calls
+from stemma.serving.tool_calls import CALLS, calls_schema, parse_tool_calls, writes_calls
 
 router = APIRouter()
 
@@ -61,6 +61,10 @@ def _prepared(body: ChatBody, served: Served) -> tuple[list[int], Constraint | N
         raise wrong("messages", str(error)) from error
     except (TypeError, UnicodeEncodeError):
         raise wrong("messages", "half of a surrogate pair, which is not valid Unicode") from None
+    if called := _called(body, tools or []):
+        mark = served.tokenizer.backend.token_to_id(CALLS)
+        schema = calls_schema(called, body.parallel_tool_calls)
+        return [*tokens, *([] if mark is None else [mark])], constraint_for(schema, served, "tools")
     return tokens, _constraint(body, served)
 
 
@@ -70,9 +74,17 @@ def _tools(body: ChatBody) -> list[dict[str, Any]] | None:
     tools = [tool.model_dump(exclude_none=True, exclude={"function": {"strict"}}) for tool in body.tools]
     if len(json.dumps(tools)) > SCHEMA_BYTES or depth_of(tools) > SCHEMA_DEPTH:
         raise wrong("tools", f"more than {SCHEMA_BYTES} bytes of tools, or nested more than {SCHEMA_DEPTH} deep")
-    if body.tool_choice == "required" or isinstance(body.tool_choice, NamedTool):
-        raise wrong("tool_choice", 'only "auto" and "none" are supported here', "unsupported_parameter")
     return tools
+
+
+def _called(body: ChatBody, tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the tools of which one must be called; none: the model decides."""
+    if isinstance(body.tool_choice, NamedTool):
+        name = body.tool_choice.function.name
+        if named := [tool for tool in tools if tool["function"]["name"] == name]:
+            return named
+        raise wrong("tool_choice", f"{name!r} is none of the tools")
+    return tools if body.tool_choice == "required" else []
 
 
 def _constraint(body: ChatBody, served: Served) -> Constraint | None:
@@ -113,6 +125,7 @@ class _Answer:
     def __init__(self, body: ChatBody, served: Served, ticket: Ticket) -> None:
         self.body, self.served, self.ticket = body, served, ticket
         self.calls_tools = bool(body.tools) and body.tool_choice != "none"
+        self.must_call = self.calls_tools and body.tool_choice not in (None, "auto")
         self.head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": served.name}
 
     async def whole(self) -> dict[str, Any]:
@@ -133,8 +146,13 @@ class _Answer:
     def _parsed(self, text: Text) -> tuple[str, list[dict[str, Any]]]:
         if not self.calls_tools:
             return text.text, []
-        content, calls = parse_tool_calls([one.token for one in text.tokens], self.served.tokenizer)
+        content, calls = parse_tool_calls(
+            [one.token for one in text.tokens], self.served.tokenizer, begun=self.must_call
+        )
         return (content, calls if self.body.parallel_tool_calls else calls[:1]) if calls else (text.text, [])
+
+    def _may_call(self, text: Text) -> bool:
+        return self.must_call or writes_calls([one.token for one in text.tokens], self.served.tokenizer)
 
     def _logprobs(self, scored: Sequence[Scored]) -> list[dict[str, Any]]:
         def about(token: int, value: float | None) -> dict[str, Any]:
@@ -161,7 +179,7 @@ class _Answer:
             pending[number] += [] if update.token is None else [update.token]
             piece = update.text
             if held[number]:
-                if writes_calls([one.token for one in text.tokens], self.served.tokenizer) and not text.finish_reason:
+                if self._may_call(text) and not text.finish_reason:
                     continue
                 calls = self._parsed(text)[1] if text.finish_reason else []
                 if calls:

@@ -10,18 +10,25 @@ import json
 import re
 import secrets
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stemma.data.tokenizers import Tokenizer
 
 CALLS, ARGUMENTS = "[TOOL_CALLS]", "[ARGS]"
+_ANY_OBJECT = {"type": "object"}
 
 
-def parse_tool_calls(tokens: Sequence[int], tokenizer: Tokenizer) -> tuple[str, list[dict[str, Any]]]:
-    """Return what an answer says, and the calls that it makes, in OpenAI's form; what cannot be read stays text."""
+def parse_tool_calls(
+    tokens: Sequence[int], tokenizer: Tokenizer, *, begun: bool = False
+) -> tuple[str, list[dict[str, Any]]]:
+    """Return what an answer says, and the calls that it makes, in OpenAI's form; what cannot be read stays text.
+
+    Args:
+        begun: the mark of the calls stands before the tokens already.
+    """
     ended = [token for token in tokens if tokenizer.eos is None or token != tokenizer.eos]
-    written = tokenizer.decode(ended, skip_special=False)
+    written = CALLS * begun + tokenizer.decode(ended, skip_special=False)
     content, mark, rest = written.partition(CALLS)
     calls = _listed(rest) if rest.lstrip().startswith(("[", "{")) else _named(rest)
     if not mark or not calls:
@@ -33,6 +40,21 @@ def writes_calls(tokens: Sequence[int], tokenizer: Tokenizer) -> bool:
     """Return whether an answer may turn out to be calls of tools by its beginning."""
     begin = tokenizer.decode(tokens[:32], skip_special=False).lstrip()[: len(CALLS)]
     return CALLS.startswith(begin)
+
+
+def calls_schema(tools: Sequence[Mapping[str, Any]], several: bool) -> dict[str, Any]:
+    """Return the JSON schema of a list of calls of these tools, at least one."""
+    calls = [
+        {
+            "type": "object",
+            "properties": {"name": {"const": function["name"]}, "arguments": function.get("parameters", _ANY_OBJECT)},
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for tool in tools
+        for function in [tool["function"]]
+    ]
+    return {"type": "array", "minItems": 1, "items": {"anyOf": calls}} | ({} if several else {"maxItems": 1})
 
 
 def _listed(text: str) -> list[tuple[str, Any]]:
