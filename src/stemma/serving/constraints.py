@@ -11,6 +11,9 @@ from stemma.serving.limits import SCHEMA_BYTES, SCHEMA_DEPTH
 from stemma.serving.served import Served
 
 _ANY_OBJECT = {"type": "object"}
+# Between the parts of JSON: nothing, a blank, or a line break with an indent. With any number of them allowed, a small
+# model may write nothing else to the end.
+_BLANKS = {"whitespace_pattern": r"(\n {0,16}| )?"}
 
 
 def constraint_for(schema: dict[str, Any] | None, served: Served, parameter: str) -> Constraint:
@@ -25,7 +28,7 @@ def constraint_for(schema: dict[str, Any] | None, served: Served, parameter: str
     if depth_of(schema) > SCHEMA_DEPTH:
         raise wrong(parameter, f"the schema is nested more than {SCHEMA_DEPTH} deep")
     try:
-        return json_schema(served.tokenizer, schema, served.model.config.vocabulary)
+        return json_schema(served.tokenizer, {**schema, "x-guidance": _BLANKS}, served.model.config.vocabulary)
     except InputError as error:
         raise wrong(parameter, str(error)) from error
 
