@@ -1,0 +1,126 @@
+"""Many clients at once, of which some leave, some change their mind and some send nonsense."""
+
+import asyncio
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from stemma.inference.engine import Engine
+from stemma.inference.requests import Request
+from stemma.inference.sampling import Sampling
+
+WORDS = "the quick brown fox jumps over lazy dog while sing and laugh".split()
+NONSENSE = [
+    *(b"", b"{", b"[]", b"null", b'{"prompt": 5}', b'{"prompt": "x", "n": 0}', b'{"prompt": "\\ud800"}', b"\xff\xfe"),
+    *(b'{"prompt": "x", "max_tokens": 1e9}', b'{"prompt": "x", "temperature": NaN}', b'{"prompt": [[1], "x"]}'),
+    *(b'{"prompt": "x", "logit_bias": {"x": 1}}', b'{"prompt": "x", "model": "other"}', b'{"prompt": [-1]}'),
+]
+
+
+def ordinary(chance):
+    """A request, and what the engine alone is asked for."""
+    prompt = " ".join(chance.choices(WORDS, k=chance.randrange(1, 30)))
+    temperature = chance.choice([0, 0, 0.7])
+    body = {"prompt": prompt, "max_tokens": chance.randrange(1, 25), "temperature": temperature, "ignore_eos": True}
+    return body | {"seed": chance.randrange(1000), "n": chance.choice([1, 1, 3]), "stream": chance.random() < 0.5}
+
+
+async def whole(client, body):
+    """The texts of an answer."""
+    texts = [""] * body["n"]
+    if not body["stream"]:
+        answer = await client.post("/v1/completions", json=body)
+        assert answer.status_code == 200, answer.text
+        for choice in answer.json()["choices"]:
+            texts[choice["index"]] = choice["text"]
+        return texts
+    async with client.stream("POST", "/v1/completions", json=body) as answer:
+        assert answer.status_code == 200
+        last = ""
+        async for line in answer.aiter_lines():
+            last = line or last
+            if line.startswith("data: {"):
+                for choice in json.loads(line[6:])["choices"]:
+                    texts[choice["index"]] += choice["text"]
+        assert last == "data: [DONE]"
+    return texts
+
+
+async def leave(client, body, chance):
+    """Go away in the middle."""
+    try:
+        async with asyncio.timeout(chance.random() * 0.3):
+            await whole(client, body)
+    except TimeoutError:
+        pass
+
+
+async def soak(url, count, seed):
+    chance, at_once = random.Random(seed), asyncio.Semaphore(32)
+    found = []
+
+    async def one(kind, body):
+        async with at_once:
+            if kind < 0.55:
+                found.append((body, await whole(client, body)))
+            elif kind < 0.75:
+                await leave(client, body, chance)
+            elif kind < 0.9:
+                content = chance.choice(NONSENSE)
+                headers = {"content-type": "application/json"}
+                answer = await client.post("/v1/completions", content=content, headers=headers)
+                assert answer.status_code in (400, 404), (content, answer.text)
+            elif kind < 0.95:
+                answer = await client.post("/v1/embeddings", json={"input": body["prompt"]})
+                assert answer.status_code == 200
+            else:  # half a request
+                host, port = url.removeprefix("http://").split(":")
+                _, writer = await asyncio.open_connection(host, int(port))
+                writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+                await writer.drain()
+                writer.close()
+
+    async with httpx.AsyncClient(base_url=url, timeout=120) as client:
+        await asyncio.gather(*(one(chance.random(), ordinary(chance)) for _ in range(count)))
+    return found
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+def test_nothing_is_left_behind_and_every_answer_is_the_engines(server, model, tokenizer, count):
+    found = asyncio.run(soak(server.url, count, seed=count))
+    for name in ("open_texts", "running_texts", "queue_length", "cache_blocks_used"):
+        server.wait_for(name, 0)
+    assert server.process.poll() is None and "Traceback" not in "".join(server.lines)
+    assert len(found) > count / 3
+    engine = Engine(model, tokenizer, share_prefixes=False)
+    for body, texts in found:
+        sampling = Sampling(temperature=body["temperature"])
+        tokens = tokenizer.encode(body["prompt"])
+        request = Request(
+            tokens, body["max_tokens"], sampling, samples=body["n"], seed=body["seed"], ignore_end=True
+        )
+        assert texts == [text.stream.text for text in engine.run([request])[0]], body
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_no_request_of_the_published_schema_is_a_5xx(server):
+    """schemathesis makes requests from the OpenAPI document, good ones and bad ones."""
+    pytest.importorskip("schemathesis")
+    program = Path(sys.executable).with_name("schemathesis")
+    options = ["--checks", "not_a_server_error", "--phases", "examples,coverage,fuzzing", "--seed", "1"]
+    options += ["--max-examples", "25", "--workers", "2", "--request-timeout", "60"]
+    result = subprocess.run(
+        [program, "run", f"{server.url}/openapi.json", *options], capture_output=True, text=True, timeout=850
+    )
+    assert result.returncode == 0, result.stdout[-5000:]
+    assert "/v1/chat/completions" in server.client.get(f"{server.url}/openapi.json").json()["paths"]
+    answered = server.client.get(f"{server.url}/metrics").text
+    assert 'path="/v1/completions",status="400"' in answered and 'status="5' not in answered
+    assert server.process.poll() is None
+    server.wait_for("open_texts", 0)
