@@ -46,7 +46,7 @@ def folder(tmp_path_factory):
     common += 'doc_to_text: "{{context}}"\n'
     choice = "task: foxchoice\noutput_type: multiple_choice\ndoc_to_choice: choices\ndoc_to_target: answer\n"
     (path / "choice.yaml").write_text(common + choice)
-    writing = "task: foxwriting\noutput_type: generate_until\ndoc_to_target: \"{{choices[0]}}\"\n"
+    writing = 'task: foxwriting\noutput_type: generate_until\ndoc_to_target: "{{choices[0]}}"\n'
     writing += "generation_kwargs: {until: ['zz'], max_gen_toks: 6, temperature: 0}\n"
     (path / "writing.yaml").write_text(common + writing + "metric_list: [{metric: exact_match}]\n")
     return path
@@ -95,7 +95,15 @@ def test_its_requests_by_hand(server, model, tokenizer):
         "the quick brown fox", "lazy", "jumps over the lazy dog")]  # fmt: skip
     assert ids[0] == tokenizer.encode("the quick brown fox")
     assert server.post("/detokenize", {"tokens": ids[0]}).json() == {"prompt": "the quick brown fox"}
-    body = {"model": "small", "prompt": ids, "temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": True}
+    body = {
+        "model": "small",
+        "prompt": ids,
+        "temperature": 0,
+        "max_tokens": 1,
+        "logprobs": 1,
+        "seed": 1234,
+        "echo": True,
+    }
     choices = server.post("/v1/completions", body).json()["choices"]
     assert [choice["index"] for choice in choices] == [0, 1, 2]
     for choice, tokens in zip(choices, ids, strict=True):

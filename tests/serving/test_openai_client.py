@@ -75,7 +75,9 @@ def test_log_probabilities_and_echo(client, model, tokenizer):
     (choice,) = answer.choices
     tokens = tokenizer.encode(PROMPT)
     found = choice.logprobs
-    assert choice.text.startswith(PROMPT) and choice.text == b"".join(map(in_bytes, found.tokens)).decode("utf-8", "replace")
+    assert choice.text.startswith(PROMPT) and choice.text == b"".join(map(in_bytes, found.tokens)).decode(
+        "utf-8", "replace"
+    )
     assert found.text_offset[: len(tokens) + 1] == [sum(map(len, found.tokens[:n])) for n in range(len(tokens) + 1)]
     assert len(found.tokens) == len(tokens) + 4 and found.token_logprobs[0] is None and found.top_logprobs[0] is None
     rows = model(torch.tensor([tokens]))[0].log_softmax(-1)
@@ -95,7 +97,9 @@ def test_a_stream_is_the_whole_in_pieces(client, model, tokenizer):
     options = {"model": "small", "prompt": [PROMPT, "lazy"], "max_tokens": 12, "temperature": 0, "logprobs": 1}
     for echo in (False, True):
         whole = client.completions.create(**options, echo=echo)
-        events = list(client.completions.create(**options, echo=echo, stream=True, stream_options={"include_usage": True}))
+        events = list(
+            client.completions.create(**options, echo=echo, stream=True, stream_options={"include_usage": True})
+        )
         for choice in whole.choices:
             own = [e.choices[0] for e in events if e.choices and e.choices[0].index == choice.index]
             assert "".join(piece.text for piece in own) == choice.text
@@ -149,7 +153,14 @@ def test_chat(client, model, tokenizer):
 
     request = Request(written(tokenizer), 10, Sampling(temperature=0.8), samples=2, seed=4)
     wanted = chat_text(Engine(model, tokenizer).run([request]))
-    options = {"model": "small", "messages": MESSAGES, "max_completion_tokens": 10, "temperature": 0.8, "seed": 4, "n": 2}
+    options = {
+        "model": "small",
+        "messages": MESSAGES,
+        "max_completion_tokens": 10,
+        "temperature": 0.8,
+        "seed": 4,
+        "n": 2,
+    }
     answer = client.chat.completions.create(**options, logprobs=True, top_logprobs=2)
     assert [choice.message.content for choice in answer.choices] == wanted
     assert answer.usage.prompt_tokens == len(written(tokenizer))
@@ -226,14 +237,24 @@ def test_errors_are_openais(client, server):
     ],
 )
 def test_wrong_values_are_400_with_the_fields_name(server, path, body, parameter):
-    answer = httpx.post(f"{server.url}/v1/{path}", content=json.dumps(body), headers={"content-type": "application/json"})
+    answer = httpx.post(
+        f"{server.url}/v1/{path}", content=json.dumps(body), headers={"content-type": "application/json"}
+    )
     error = answer.json()["error"]
     assert answer.status_code == 400 and error["type"] == "invalid_request_error", answer.text
     assert error["param"] == parameter and error["message"]
 
 
 def test_null_is_not_given(server):
-    body = {"prompt": "x", "max_tokens": None, "temperature": None, "stop": None, "n": None, "audio": None, "user": "me"}
+    body = {
+        "prompt": "x",
+        "max_tokens": None,
+        "temperature": None,
+        "stop": None,
+        "n": None,
+        "audio": None,
+        "user": "me",
+    }
     answer = server.post("/v1/completions", body)
     assert answer.status_code == 200 and answer.json()["usage"]["completion_tokens"] <= 16
 
@@ -252,7 +273,9 @@ def test_embeddings(client, model, tokenizer):
     assert np.allclose([one.embedding for one in answer.data], vectors, atol=1e-5)
     plain = client.embeddings.create(model="small", input=tokenizer.encode(PROMPT), encoding_format="float")
     assert np.allclose(plain.data[0].embedding, vectors[0], atol=1e-5)
-    short = client.embeddings.create(model="small", input=PROMPT, dimensions=8, encoding_format="float").data[0].embedding
+    short = (
+        client.embeddings.create(model="small", input=PROMPT, dimensions=8, encoding_format="float").data[0].embedding
+    )
     assert np.allclose(short, vectors[0][:8] / np.linalg.norm(vectors[0][:8]), atol=1e-5)
 
 

@@ -14,7 +14,7 @@ from stemma.inference.engine import Engine
 from stemma.inference.requests import Request
 from stemma.inference.sampling import Sampling
 
-WORDS = "the quick brown fox jumps over lazy dog while sing and laugh".split()
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "while", "sing", "and", "laugh"]
 NONSENSE = [
     *(b"", b"{", b"[]", b"null", b'{"prompt": 5}', b'{"prompt": "x", "n": 0}', b'{"prompt": "\\ud800"}', b"\xff\xfe"),
     *(b'{"prompt": "x", "max_tokens": 1e9}', b'{"prompt": "x", "temperature": NaN}', b'{"prompt": [[1], "x"]}'),
@@ -101,9 +101,7 @@ def test_nothing_is_left_behind_and_every_answer_is_the_engines(server, model, t
     for body, texts in found:
         sampling = Sampling(temperature=body["temperature"])
         tokens = tokenizer.encode(body["prompt"])
-        request = Request(
-            tokens, body["max_tokens"], sampling, samples=body["n"], seed=body["seed"], ignore_end=True
-        )
+        request = Request(tokens, body["max_tokens"], sampling, samples=body["n"], seed=body["seed"], ignore_end=True)
         assert texts == [text.stream.text for text in engine.run([request])[0]], body
 
 
