@@ -1,4 +1,4 @@
-"""Models that do not write from left to right are served too: blanks, vectors, scores."""
+"""Models that do not go on with a prompt are served too: blanks, vectors, scores, texts about a source."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,11 @@ from stemma.data.tokenizers import train_tokenizer
 from stemma.families import save
 from stemma.families.bert.model import BERT, BERTConfig
 from stemma.families.bert.tokens import prepare_tokenizer
+from stemma.families.t5.model import T5, T5Config
+from stemma.families.t5.tokens import prepare_tokenizer as prepare_t5
 from stemma.inference.embeddings import embed
 from stemma.inference.filling import fill
+from stemma.inference.generate import generate
 
 TEXTS = ["the [MASK] fox jumps over the [MASK] dog", "[MASK] dog"]
 
@@ -62,3 +65,39 @@ def test_scores_say_that_they_are_no_probabilities(server):
 def test_what_it_cannot_is_400(server, path, body):
     answer = server.post(f"/v1/{path}", body)
     assert answer.status_code == 400 and answer.json()["error"]["message"]
+
+
+@pytest.fixture(scope="module")
+def t5_tokenizer():
+    return prepare_t5(train_tokenizer(["the quick brown fox jumps over the lazy dog " * 30], "bpe", 290))
+
+
+@pytest.fixture(scope="module")
+def t5(t5_tokenizer):
+    torch.manual_seed(0)
+    config = T5Config(vocabulary=t5_tokenizer.vocabulary, hidden=32, heads=4, head_dim=8, feed_forward=64, layers=2)
+    network = T5(config).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(3)
+    return network
+
+
+@pytest.fixture(scope="module")
+def t5_server(start, t5, t5_tokenizer, tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "t5"
+    save(t5, t5_tokenizer, path)
+    return start(model_directory=path).ready()
+
+
+def test_t5_writes_about_a_source(t5_server, t5, t5_tokenizer):
+    text = "the quick <extra_id_0> fox"
+    (wanted,) = generate(t5, t5_tokenizer, text, max_new_tokens=10, temperature=0)
+    body = {"prompt": text, "max_tokens": 10, "temperature": 0}
+    (choice,) = t5_server.post("/v1/completions", body).json()["choices"]
+    assert choice["text"] == wanted.text
+    refused = t5_server.post("/v1/completions", body | {"echo": True, "logprobs": 1})
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "echo"
+    filled = t5_server.post("/v1/infill", {"text": "the [MASK] fox", "top_k": 2}).json()["data"][0]["fillings"]
+    assert filled[0]["pieces"] == fill(t5, t5_tokenizer, "the [MASK] fox", top_k=2)[0][0].pieces
+    assert t5_server.post("/v1/score", {"context": "the", "continuations": [" fox"]}).json()["note"]

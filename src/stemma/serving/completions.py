@@ -55,7 +55,7 @@ def _prompts(body: CompletionBody, served: Served) -> tuple[list[str], list[list
     if isinstance(given, str) or isinstance(given[0], int):
         given = [given]
     if isinstance(given[0], str):
-        return given, [tokens or served.prefix for tokens in served.tokenizer.encode_batch(given)]
+        return given, served.encode_prompts(given)
     return [served.decode(tokens) for tokens in given] if body.echo else [""] * len(given), given
 
 

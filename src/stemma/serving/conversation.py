@@ -19,7 +19,7 @@ class Conversation:
     Args:
         system: what the model is told before all else. sampling, max_new_tokens, seed: of the answers.
     Raises:
-        InputError: the model does not write from left to right.
+        InputError: the model writes no text.
     """
 
     served: Served
@@ -30,7 +30,7 @@ class Conversation:
 
     def __post_init__(self) -> None:
         if self.served.engine is None:
-            raise InputError(f"{self.served.name}: a {self.served.family} model does not write from left to right")
+            raise InputError(f"{self.served.name}: a {self.served.family} model writes no text")
         self.messages: list[dict[str, str]] = []
         self.forgotten = 0
         self.clear()
@@ -71,8 +71,7 @@ class Conversation:
 
     def _fitted(self) -> list[int]:
         """Return the conversation as tokens, without the oldest turns if it is too long."""
-        assert self.served.engine is not None
-        most = self.served.engine.context * 3 // 4
+        most = self.served.longest * 3 // 4
         first = 0 if self.system is None else 1
         while len(tokens := self._encoded()) > most and len(self.messages) > first + 2:
             del self.messages[first : first + 2]

@@ -36,11 +36,14 @@ def engine_requests(
     """
     parameter = "messages" if hasattr(body, "messages") else "prompt"
     if served.engine is None:
-        raise wrong("model", f"a {served.family} model does not write from left to right", "unsupported_model")
+        raise wrong("model", f"a {served.family} model writes no text", "unsupported_model")
     if len(prompts) * samples > limits.texts:
         message = f"{len(prompts)} prompts times {samples} samples; one request may ask for {limits.texts} texts"
         raise wrong("n", message)
-    context = served.engine.context
+    if (prompt_log_probabilities or max_tokens == 0) and not served.goes_on:
+        field = "echo" if prompt_log_probabilities else "max_tokens"
+        raise wrong(field, f"a {served.family} model does not go on with its prompt: no scores of that")
+    context = served.longest
     for tokens in prompts:
         check_tokens(tokens, served, parameter)
         if len(tokens) > context or (len(tokens) == context and max_tokens != 0 and (max_tokens or 2) > 1):

@@ -34,7 +34,7 @@ async def score(body: ScoreBody, http: Request) -> Response:
         raise wrong("continuations", f"{len(body.continuations)} of them, expected at most {context.limits.texts}")
     pairs = await context.in_background(http, _pairs, body, served)
     exact, note = True, ""
-    if served.engine is not None:
+    if served.goes_on:
         scores, greedy = await _by_engine(context, http, pairs)
     else:
         scores, exact, note = await context.call(http, _likelihoods(pairs))

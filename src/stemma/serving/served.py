@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 from stemma.data.tokenizers import Tokenizer, load_tokenizer
 from stemma.errors import InputError
 from stemma.families import FAMILIES, load
+from stemma.families.bert.model import BERT
 from stemma.families.directory import resolve
+from stemma.families.t5.model import T5
+from stemma.families.t5.tokens import encode_source
 from stemma.inference.embeddings import sentence_settings
 from stemma.inference.engine import CACHE_BYTES, Engine
 from stemma.serving.chat_template import ChatTemplate
@@ -25,7 +28,7 @@ class Served:
     """A model and what belongs to it.
 
     Args:
-        engine: None: the model does not write from left to right. template: None: it is no chat model.
+        engine: None: the model writes no text. template: None: it is no chat model.
         context: in tokens; None: without bound. embedding: options of `inference.embeddings.embed`.
     """
 
@@ -47,6 +50,24 @@ class Served:
     def family(self) -> str:
         """Our name of the model's family."""
         return next((name for name, family in FAMILIES.items() if isinstance(self.model, family.model)), "unknown")
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text that the engine reads."""
+        assert self.engine is not None
+        reader: Any = self.engine.reader
+        return int(getattr(reader, "context", None) or reader.most)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the model goes on with its prompt, so that each token of that has a probability too."""
+        return self.engine is not None and self.engine.reader.scores_prompts
+
+    def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return prompts as tokens, as `inference.generate` reads them; an empty one begins where texts begin."""
+        if isinstance(self.model, T5):  # <extra_id_0> and so on are its gaps
+            return [encode_source(self.tokenizer, text) for text in texts]
+        return [tokens or self.prefix for tokens in self.tokenizer.encode_batch(texts)]
 
     @property
     def prefix(self) -> list[int]:
@@ -82,7 +103,7 @@ def load_served(
     directory = resolve(path_or_hub_id)
     model, tokenizer = load(directory, dtype=dtype, device=device), load_tokenizer(directory)
     engine = None
-    if hasattr(model, "logits") and hasattr(model.config, "window"):  # what the engine asks for
+    if not isinstance(model, BERT):
         engine = Engine(model, tokenizer, memory=memory, budget=budget, most_texts=most_texts)
     return Served(
         name=name or Path(path_or_hub_id).name,
