@@ -61,7 +61,7 @@ class Server:
     def __init__(self, *arguments: str, program: str = "", **environment: str) -> None:
         code = f"from stemma.cli import main\n{program}\nmain()"
         self.process = subprocess.Popen(
-            [sys.executable, "-c", code, "serve", "--port", "0", *arguments],
+            [sys.executable, "-c", code, "serve", "--port", "0", "--cache", "16", *arguments],
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},

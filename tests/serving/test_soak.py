@@ -97,12 +97,20 @@ def test_nothing_is_left_behind_and_every_answer_is_the_engines(server, model, t
         server.wait_for(name, 0)
     assert server.process.poll() is None and "Traceback" not in "".join(server.lines)
     assert len(found) > count / 3
-    engine = Engine(model, tokenizer, share_prefixes=False)
-    for body, texts in found:
-        sampling = Sampling(temperature=body["temperature"])
-        tokens = tokenizer.encode(body["prompt"])
-        request = Request(tokens, body["max_tokens"], sampling, samples=body["n"], seed=body["seed"], ignore_end=True)
-        assert texts == [text.stream.text for text in engine.run([request])[0]], body
+    alone = Engine(model, tokenizer, share_prefixes=False, most_texts=1, memory=2**22)
+    requests = [
+        Request(
+            tokenizer.encode(body["prompt"]),
+            body["max_tokens"],
+            Sampling(temperature=body["temperature"]),
+            samples=body["n"],
+            seed=body["seed"],
+            ignore_end=True,
+        )
+        for body, _ in found
+    ]
+    for (body, texts), wanted in zip(found, alone.run(requests), strict=True):
+        assert texts == [text.stream.text for text in wanted], body
 
 
 @pytest.mark.slow
