@@ -9,10 +9,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 
 from stemma.inference.engine import Engine
 from stemma.inference.requests import Request
-from stemma.inference.sampling import Sampling
+from stemma.inference.sampling import Sampling, uniforms
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "while", "sing", "and", "laugh"]
 NONSENSE = [
@@ -109,8 +110,28 @@ def test_nothing_is_left_behind_and_every_answer_is_the_engines(server, model, t
         )
         for body, _ in found
     ]
+    clear = 0
     for (body, texts), wanted in zip(found, alone.run(requests), strict=True):
-        assert texts == [text.stream.text for text in wanted], body
+        for text, own in zip(texts, wanted, strict=True):
+            is_clear = least_margin(model, own) > 2e-5
+            clear += is_clear
+            assert text == own.stream.text or not is_clear, body
+    assert clear > 0.9 * sum(len(texts) for _, texts in found)
+
+
+@torch.inference_mode()
+def least_margin(model, text):
+    """How far the closest choice in a text was from another token: rounding depends on what else is in a step."""
+    request, new = text.request, torch.tensor(text.new)
+    logits = model(torch.tensor([text.tokens[:-1]]))[0, len(request.tokens) - 1 :]
+    if request.sampling.greedy:
+        best = logits.topk(2).values
+        return (best[:, 0] - best[:, 1]).min().item()
+    ends = (logits / request.sampling.temperature).double().softmax(-1).cumsum(-1)
+    ends = torch.nn.functional.pad(ends, (1, 0))
+    drawn = torch.from_numpy(uniforms(request.seed, text.sample, request.tokens, len(new)))
+    low, high = (ends.gather(1, (new + offset).unsqueeze(1)).squeeze(1) for offset in (0, 1))
+    return torch.minimum(drawn - low, high - drawn).min().item()
 
 
 @pytest.mark.slow
