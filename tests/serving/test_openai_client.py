@@ -367,6 +367,7 @@ def test_a_tool_that_must_be_called_is_called(client):
     assert json.loads(call.function.arguments)["kind"] in ("fox", "dog")
     events = [event.choices[0] for event in client.chat.completions.create(**options, stream=True)]
     (delta,) = [event.delta.tool_calls[0] for event in events if event.delta.tool_calls]
-    assert delta.function == call.function and delta.index == 0 and events[-1].finish_reason == "tool_calls"
+    assert (delta.function.name, delta.function.arguments) == (call.function.name, call.function.arguments)
+    assert delta.index == 0 and events[-1].finish_reason == "tool_calls"
     with pytest.raises(openai.BadRequestError, match="none of the tools"):
         client.chat.completions.create(**options | {"tool_choice": {"type": "function", "function": {"name": "sub"}}})
