@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from stemma.families.mistral.model import GroupedQueryAttention
 from stemma.inference.products import FUSED_ACTIVATIONS, OneDNNProduct, Product, available, fastest, pack
+from stemma.inference.quantized_products import QuantizedLinear
 from stemma.layers.attention import MultiHeadAttention
 from stemma.layers.feed_forward import ACTIVATIONS, FeedForward, GatedFeedForward
 
@@ -60,6 +61,8 @@ def _obstacle(model: nn.Module) -> str:
     weights = {type(parameter) for parameter in model.parameters()}
     devices = {parameter.device.type for parameter in model.parameters()}
     dtypes = {parameter.dtype for parameter in model.parameters()}
+    if any(isinstance(module, QuantizedLinear) for module in model.modules()):
+        return "its weights are quantised"
     if devices != {"cpu"}:
         return "the model is not on a CPU"
     if model.training:
@@ -101,11 +104,11 @@ class _Packing:
             if isinstance(module, MultiHeadAttention | GroupedQueryAttention):
                 maps = [module.query, module.key, module.value]
                 shared = getattr(module, "key_value_heads", module.heads)
-                self._use(module, "project", self._pack(maps), _split_heads(module.heads, shared))
+                self._use(module, "project", self._pack(maps), split_heads(module.heads, shared))
                 done |= set(maps)
             elif type(module) is GatedFeedForward:
                 maps = [module.gate, module.up]
-                self._use(module, "forward", self._pack(maps), _gated(module))
+                self._use(module, "forward", self._pack(maps), gated(module))
                 done |= set(maps)
             elif type(module) is FeedForward and self.kind is OneDNNProduct:
                 name = next((name for name in FUSED_ACTIVATIONS if ACTIVATIONS[name] is module.activation), None)
@@ -171,7 +174,7 @@ def _compose(product: Product, then: Callable[[Tensor], Any]) -> Callable[[Tenso
     return lambda x: then(product(x))
 
 
-def _split_heads(heads: int, shared: int) -> Callable[[Tensor], tuple[Tensor, ...]]:
+def split_heads(heads: int, shared: int) -> Callable[[Tensor], tuple[Tensor, ...]]:
     """Return what makes query, key and value of their joint product, [batch, length, (heads + 2 shared) * head_dim]."""
 
     def split(x: Tensor) -> tuple[Tensor, ...]:
@@ -180,7 +183,7 @@ def _split_heads(heads: int, shared: int) -> Callable[[Tensor], tuple[Tensor, ..
     return split
 
 
-def _gated(module: GatedFeedForward) -> Callable[[Tensor], Tensor]:
+def gated(module: GatedFeedForward) -> Callable[[Tensor], Tensor]:
     """Return what makes a gated feed-forward's result of its first two maps' joint product, [..., 2 * inner]."""
 
     def rest(x: Tensor) -> Tensor:

@@ -97,6 +97,7 @@ class GLM(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.final_norm = nn.LayerNorm(config.hidden, config.norm_epsilon)
+        self.output: nn.Module | None = None  # the output projection, where it is not the token embedding
         self.initialize()
 
     @torch.no_grad()
@@ -166,7 +167,7 @@ class GLM(nn.Module):
     @property
     def output_weight(self) -> Tensor:
         """The output projection, float [vocabulary, hidden]: the token embedding without its padding rows."""
-        weight = self.token_embedding.weight
+        weight: Any = self.token_embedding.weight if self.output is None else self.output.weight
         # A slice of everything would still cost a copy of its gradient.
         return weight if len(weight) == self.config.vocabulary else weight[: self.config.vocabulary]
 

@@ -319,7 +319,7 @@ class T5(nn.Module):
     def output_weight(self) -> Tensor:
         """The output projection, float [vocabulary, hidden], without the padding rows."""
         weight = self.token_embedding.weight if self.output is None else self.output.weight
-        return weight[: self.config.vocabulary]
+        return weight if len(weight) == self.config.vocabulary else weight[: self.config.vocabulary]
 
 
 _V1 = T5Config(dropout=0.1)
