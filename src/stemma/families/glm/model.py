@@ -7,6 +7,7 @@ the text with blanks, and inside its blank (section 2.3). The block is GPT-2's.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
