@@ -3,8 +3,9 @@
 With few rows a product takes as long as its weight takes to be read, so fewer bits are faster; int8 is also faster for
 many rows, where the processor multiplies bytes. Measured on one core with AMX for a [3072, 768] weight, microseconds
 for 1, 4, 8 and 512 rows: `F.linear` in float32 741, 1,679, 2,101, 24,391, in bfloat16 749, 855, 826, 3,511;
-`Int8Product` about 310, 330, 350, 3,700; `Int4Product` 208, 363, 689, 12,000. PyTorch's other roads were slower:
-`_weight_int8pack_mm` 493 to 45,600, `_int_mm` 450 to 12,000.
+`Int8Product` about 310, 330, 350, 3,700; `Int4Product` 208, 363, 689, 8,000. Other roads were slower:
+`_weight_int8pack_mm` 493 to 45,600, `_int_mm` 450 to 12,000, Numba's loops over rows of int8 or int4 500 to 1,000 for
+one row.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,8 @@ from stemma.errors import InputError
 
 GROUPS = (32, 64, 128)  # how many weights of a row may share a scale in int4
 _BLOCK = 64  # outputs that PyTorch packs together for AVX-512
-_FEW_ROWS = 48  # up to which int4's own product is faster than unpacking and multiplying
+_LEAST = 1e-30  # stands for the largest number of a row of zeros
+_FEW_ROWS = 64  # up to which int4's own product is faster than unpacking and multiplying
 
 
 class QuantizedProduct(Protocol):
@@ -99,15 +101,16 @@ class Int8Product:
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        count = len(rows)
-        if count == 0:
+        if len(rows) == 0:
             return x.new_empty(*x.shape[:-1], len(self._scales))
-        largest = rows.abs().amax(1, keepdim=True).float().clamp_min_(1e-30)
-        rounded = (rows * (127 / largest)).round_().to(torch.int8)
-        if count == 1:  # one scale for the whole product, which can then finish in one step
-            y = self._multiply(rounded, largest.item() / 127, None if bias is None else bias.float(), x.dtype)
+        if len(rows) == 1:  # one scale for the whole product, which can then finish in one step
+            largest = max(rows.abs().max().item(), _LEAST)
+            rounded = (rows.float() * (127 / largest)).round_().to(torch.int8)
+            y = self._multiply(rounded, largest / 127, None if bias is None else bias.float(), x.dtype)
         else:
-            y = self._multiply(rounded, 1.0, None, torch.float32).mul_(largest.div_(127))
+            each = rows.abs().amax(1, keepdim=True).float().clamp_min_(_LEAST)
+            rounded = (rows * (127 / each)).round_().to(torch.int8)
+            y = self._multiply(rounded, 1.0, None, torch.float32).mul_(each.div_(127))
             y = (y if bias is None else y.add_(bias)).to(x.dtype)
         return y.view(*x.shape[:-1], -1)
 
@@ -170,12 +173,12 @@ class Int4Product:
         """Return the weight, [in, out] with the padding."""
         outputs, pairs = self._packed.shape  # of each 64 outputs, [in, 32] bytes: of output j below, j + 32 above
         blocks = self._packed.view(outputs // _BLOCK, 2 * pairs, _BLOCK // 2).transpose(0, 1)
-        values = torch.empty(2 * pairs, outputs // _BLOCK, 2, _BLOCK // 2, dtype=dtype)
-        values[:, :, 0] = blocks & 15
-        values[:, :, 1] = blocks >> 4
-        scale, centre = self._levels.to(dtype).unsqueeze(1).unbind(-1)
-        groups = values.view(len(scale), -1, outputs).sub_(8)
-        return groups.mul_(scale).add_(centre).view(2 * pairs, outputs)
+        values = torch.empty(2 * pairs, outputs // _BLOCK, 2, _BLOCK // 2, dtype=torch.int8)
+        torch.bitwise_and(blocks, 15, out=values[:, :, 0].view(torch.uint8))
+        torch.bitwise_right_shift(blocks, 4, out=values[:, :, 1].view(torch.uint8))
+        groups = values.sub_(8).view(len(self._levels), -1, outputs).to(dtype)
+        scale, centre = self._levels.to(dtype).transpose(1, 2).contiguous().unsqueeze(2).unbind(1)
+        return torch.addcmul(centre, groups, scale).view(2 * pairs, outputs)
 
 
 def make_product(weight: Tensor, bits: int, group: int) -> QuantizedProduct:
