@@ -7,9 +7,10 @@ import typer
 
 if TYPE_CHECKING:
     from stemma.finetuning.recipe import DataRecipe
+    from stemma.training.held_out import Evaluation
 
 # Options that only one of the two evaluations has, with their defaults.
-OF_TEXT: dict[str, Any] = {"field": "text", "documents": "file", "length": None, "batch_size": 8}
+OF_TEXT: dict[str, Any] = {"field": "text", "documents": "file", "length": None, "batch_size": 8, "quantize": None}
 OF_TASK: dict[str, Any] = {
     "text": "text",
     "pair": None,
@@ -48,6 +49,14 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Windows scored at once.", rich_help_panel=_TEXT)] = OF_TEXT[
         "batch_size"
     ],
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            help="Score with weights in fewer bits too: int8, int4 or int4:64.",
+            show_default="no",
+            rich_help_panel=_TEXT,
+        ),
+    ] = OF_TEXT["quantize"],
     text: Annotated[str, typer.Option(help="Column with the text.", rich_help_panel=_TASK)] = OF_TASK["text"],
     pair: Annotated[
         str | None, typer.Option(help="Column with the second text of a pair.", rich_help_panel=_TASK)
@@ -190,16 +199,32 @@ def _of_text(model: str, corpus: str, options: dict[str, Any], device: str, as_j
     from stemma.data.tokenizers import load_tokenizer
     from stemma.evaluation.likelihood import score_text
     from stemma.families import load
+    from stemma.inference.quantization import Kind, quantize_
     from stemma.training.hardware import prepare_processor
 
+    kind = options["quantize"]
+    if kind is not None:
+        Kind.named(kind)  # a wrong one is told before the model is loaded
     prepare_processor()
     network, tokenizer = load(model, device=device_named(device)), load_tokenizer(model)
     source = CorpusSource(corpus, field=options["field"], documents=options["documents"], held_out=0.0)
-    result = score_text(network, tokenizer, source, length=options["length"], batch_size=options["batch_size"])
+    how = {"length": options["length"], "batch_size": options["batch_size"]}
+    result = score_text(network, tokenizer, source, **how)
+    rounded = None if kind is None else score_text(quantize_(network, kind), tokenizer, source, **how)
     if as_json:
-        print(json.dumps({"model": model, "corpus": corpus, **asdict(result)}))
+        summary = {"model": model, "corpus": corpus, **asdict(result)}
+        print(json.dumps(summary if rounded is None else {**summary, "quantize": kind, "quantized": asdict(rounded)}))
         return
     print(f"{Path(model).name} on {corpus}: {result.targets:,} tokens")
     print(f"  loss {result.loss:.4f} nats a token, perplexity {result.perplexity:.2f}")
     if result.bits_per_byte is not None:
         print(f"  {result.bits_per_byte:.4f} bits per byte")
+    if rounded is not None:
+        print(f"  {kind}: {_change(result, rounded)}")
+
+
+def _change(before: "Evaluation", after: "Evaluation") -> str:
+    """What became of a loss, in bits per byte if there are any."""
+    if before.bits_per_byte is None or after.bits_per_byte is None:
+        return f"loss {before.loss:.4f} -> {after.loss:.4f} nats a token"
+    return f"{before.bits_per_byte:.4f} -> {after.bits_per_byte:.4f} bits per byte"

@@ -50,6 +50,9 @@ def generate(
     beams: Annotated[int, typer.Option(help="More than 1: search the likeliest text, nothing is drawn.")] = 1,
     truncate: Annotated[bool, typer.Option("--truncate", help="Of a prompt too long, keep the end.")] = False,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.", show_default="as stored")] = None,
+    quantize: Annotated[
+        str | None, typer.Option(help="Hold the weights in fewer bits: int8, int4 or int4:64.", show_default="no")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON for each continuation.")] = False,
     log_probabilities: Annotated[
@@ -68,14 +71,19 @@ def generate(
     from stemma.families import load
     from stemma.inference.generate import generate as run
     from stemma.inference.prepacked import prepacked
+    from stemma.inference.quantization import Kind, quantize_
     from stemma.training.hardware import prepare_processor
 
     prompts = read_prompts(prompt, file)
     if beams == 1:
         temperature = TEMPERATURE if temperature is None else temperature
         top_p = TOP_P if top_p is None else top_p
+    if quantize is not None:
+        Kind.named(quantize)  # a wrong one is told before the model is loaded
     prepare_processor()
     network = load(model, dtype=dtype_named(dtype), device=device_named(device))
+    if quantize is not None:
+        quantize_(network, quantize)
     tokenizer = load_tokenizer(model)
     printer = Printer(prompts, as_json, streaming=len(prompts) == samples == beams == 1)
     with prepacked(network, len(prompts) * samples * beams, release=None):
