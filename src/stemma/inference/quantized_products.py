@@ -161,7 +161,7 @@ class Int4Product:
         else:
             y = rows @ self._transposed()
         y = y[:, : self._outputs].to(x.dtype)
-        return (y if bias is None else y + bias).view(*x.shape[:-1], -1)
+        return (y if bias is None else y + bias).view(*x.shape[:-1], self._outputs)
 
     def weight(self) -> Tensor:
         return self._unpacked(torch.float32).t()[: self._outputs]
@@ -184,11 +184,13 @@ class Int4Product:
 def make_product(weight: Tensor, bits: int, group: int) -> QuantizedProduct:
     """Return the fastest product with a weight, float [out, in], rounded to so many bits, that is right here.
 
-    A row that int4's groups do not divide gets 8 bits.
+    Where int4's groups do not divide a row they are smaller; a row that no group divides gets 8 bits.
     """
+    fitting = [size for size in GROUPS if size <= group and weight.shape[1] % size == 0]
     with torch.no_grad():
-        if bits == 4 and weight.shape[1] % group == 0:
-            return (Int4Product if _is_right(4, weight.device.type) else StoredInt4)(*round_int4(weight, group))
+        if bits == 4 and fitting:
+            kind = Int4Product if _is_right(4, weight.device.type) else StoredInt4
+            return kind(*round_int4(weight, fitting[-1]))
         return (Int8Product if _is_right(8, weight.device.type) else StoredInt8)(*round_int8(weight))
 
 
