@@ -16,6 +16,7 @@ from stemma.inference.quantized_products import (
     round_int4,
     round_int8,
 )
+from stemma.inference.row_rounding import fastest_rounding, round_rows
 
 needs_int8 = pytest.mark.skipif(not quantized_products._is_right(8, "cpu"), reason="no oneDNN product of int8 here")
 needs_int4 = pytest.mark.skipif(not quantized_products._is_right(4, "cpu"), reason="no product of int4 here")
@@ -154,3 +155,27 @@ def test_the_weight_stands_where_a_weight_was(bits):
     assert torch.equal(x @ weight.t(), x @ linear.product.weight().t())
     assert torch.equal(torch.mm(x, weight.t()), x @ weight.dequantized().t())
     assert torch.equal(weight[3:5], linear.product.weight()[3:5])
+
+
+def test_rows_are_rounded_alike_with_and_without_numba():
+    pytest.importorskip("numba")
+    rows = torch.randn(40, 200, generator=torch.Generator().manual_seed(0)) * torch.logspace(-20, 20, 40).unsqueeze(1)
+    rows[7], rows[8, 3], rows[9, 3] = 0, float("nan"), float("inf")
+    (ours, our_scales), (plain, scales) = fastest_rounding()(rows), round_rows(rows)
+    assert fastest_rounding() is not round_rows
+    assert torch.allclose(our_scales, scales, rtol=1e-6, equal_nan=True)
+    whole = scales.isfinite()
+    assert not whole[8] and not whole[9] and whole.sum() == 38
+    different = (ours.int() - plain.int())[whole]
+    assert different.abs().max() <= 1 and (different != 0).float().mean() < 1e-3
+    expected = (rows.double() / (rows.double().abs().amax(1, keepdim=True) / 127)).round().nan_to_num()
+    assert ((plain.double() - expected)[whole] != 0).float().mean() < 1e-3 and not ours[7].any()
+
+
+def test_without_numba_products_are_right_too(monkeypatch):
+    monkeypatch.setattr(quantized_products, "fastest_rounding", lambda: round_rows)
+    weight, x = torch.randn(64, 96), torch.randn(5, 96)
+    with_torch = make_product(weight, 8, 32)(x)
+    monkeypatch.undo()
+    assert (with_torch - make_product(weight, 8, 32)(x)).abs().max() < 0.1
+    assert (with_torch - x @ weight.t()).std() < 0.02 * with_torch.std()

@@ -3,8 +3,8 @@
 With few rows a product takes as long as its weight takes to be read, so fewer bits are faster; int8 is also faster for
 many rows, where the processor multiplies bytes. Measured on one core with AMX for a [3072, 768] weight, microseconds
 for 1, 4, 8 and 512 rows: `F.linear` in float32 741, 1,679, 2,101, 24,391, in bfloat16 749, 855, 826, 3,511;
-`Int8Product` about 310, 330, 350, 3,700; `Int4Product` 208, 363, 689, 8,000. Other roads were slower:
-`_weight_int8pack_mm` 493 to 45,600, `_int_mm` 450 to 12,000, Numba's loops over rows of int8 or int4 500 to 1,000 for
+`Int8Product` about 310, 310, 320, 3,300; `Int4Product` 208, 363, 689, 8,000. Other roads were slower:
+`_weight_int8pack_mm` 493 to 45,600, `_int_mm` 450 to 12,000, Numba's loops over rows of int8 or int4 450 to 1,000 for
 one row.
 """
 
@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stemma.errors import InputError
+from stemma.inference.row_rounding import fastest_rounding
 
 GROUPS = (32, 64, 128)  # how many weights of a row may share a scale in int4
 _BLOCK = 64  # outputs that PyTorch packs together for AVX-512
-_LEAST = 1e-30  # stands for the largest number of a row of zeros
 _FEW_ROWS = 64  # up to which int4's own product is faster than unpacking and multiplying
 
 
@@ -97,20 +97,18 @@ class Int8Product:
         self._packed = torch.ops.onednn.qlinear_prepack(values, None)
         self._scales, self._zeros = scales, torch.zeros(len(scales), dtype=torch.int64)
         self._operator = torch.ops.onednn.qlinear_pointwise.default
+        self._round = fastest_rounding()
         self.bytes = values.nbytes + scales.nbytes + self._zeros.nbytes
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         if len(rows) == 0:
             return x.new_empty(*x.shape[:-1], len(self._scales))
+        rounded, by = self._round(rows)
         if len(rows) == 1:  # one scale for the whole product, which can then finish in one step
-            largest = max(rows.abs().max().item(), _LEAST)
-            rounded = (rows.float() * (127 / largest)).round_().to(torch.int8)
-            y = self._multiply(rounded, largest / 127, None if bias is None else bias.float(), x.dtype)
+            y = self._multiply(rounded, by.item(), None if bias is None else bias.float(), x.dtype)
         else:
-            each = rows.abs().amax(1, keepdim=True).float().clamp_min_(_LEAST)
-            rounded = (rows * (127 / each)).round_().to(torch.int8)
-            y = self._multiply(rounded, 1.0, None, torch.float32).mul_(each.div_(127))
+            y = self._multiply(rounded, 1.0, None, torch.float32).mul_(by.unsqueeze(1))
             y = (y if bias is None else y.add_(bias)).to(x.dtype)
         return y.view(*x.shape[:-1], -1)
 
