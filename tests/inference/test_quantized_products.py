@@ -8,6 +8,7 @@ from stemma.inference import quantized_products
 from stemma.inference.quantized_products import (
     GROUPS,
     Int4Product,
+    Int8OnGPU,
     Int8Product,
     QuantizedLinear,
     StoredInt4,
@@ -117,6 +118,23 @@ def test_nothing_and_nonsense(bits):
         assert product(x)[0].isnan().all(), "a state that is no number must not become one"
 
 
+def test_the_product_that_gpus_have_is_right_where_a_cpu_has_it_too():
+    rounded = round_int8(weight_of(64, 96))
+    x, bias = torch.randn(2, 5, 96), torch.randn(64)
+    ours, plain = Int8OnGPU(*rounded)(x, bias), StoredInt8(*rounded)(x, bias)
+    assert ours.shape == (2, 5, 64)
+    assert ((ours - plain).abs().amax((0, 1)) < 2**-6 * plain.abs().amax((0, 1)) + 1e-6).all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_on_a_gpu(bits):
+    product = make_product(weight_of(64, 256).cuda(), bits, 64)
+    x = torch.randn(5, 256, device="cuda", dtype=torch.bfloat16)
+    expected = x.double() @ product.weight().double().t()
+    assert (product(x).double() - expected).abs().max() < 2**-6 * expected.abs().max()
+
+
 def test_groups_fit_the_row():
     for inputs, group, kept in ((192, 128, 64), (96, 64, 32), (256, 128, 128)):
         product = make_product(torch.randn(64, inputs), 4, group)
@@ -139,7 +157,7 @@ def test_an_operator_that_is_wrong_or_missing_is_not_used(bits, monkeypatch):
 
     monkeypatch.setattr(kind, "__init__", missing)
     assert not check(bits, "cpu")
-    assert not check(bits, "cuda")
+    assert not check(bits, "mps")
     monkeypatch.setattr(quantized_products, "_is_right", lambda *_: False)
     assert isinstance(make_product(torch.randn(32, 64), bits, 32), StoredInt4 if bits == 4 else StoredInt8)
 

@@ -58,7 +58,7 @@ def quantize_(model: Model, kind: str) -> Model:
     the embedding stays. So do routers and maps of less than 16 outputs. Such a model cannot be trained or saved.
 
     Args:
-        model: on any device; the products are fast on a CPU. It is put into eval mode.
+        model: on the device where it is to stay. It is put into eval mode.
         kind: "int8": a scale for each output, on a CPU also one for each row of what is multiplied (Dettmers et al.
             2022, "LLM.int8()", section 3.1). "int4", "int4:64", "int4:128": a scale and a centre for each 32, 64, 128
             inputs of an output; fewer where that does not divide them, and what 32 does not divide gets int8.

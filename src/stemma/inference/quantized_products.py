@@ -8,6 +8,7 @@ for 1, 4, 8 and 512 rows: `F.linear` in float32 741, 1,679, 2,101, 24,391, in bf
 one row.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, Protocol
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 
 from stemma.errors import InputError
 from stemma.inference.row_rounding import fastest_rounding
+
+logger = logging.getLogger(__name__)
 
 GROUPS = (32, 64, 128)  # how many weights of a row may share a scale in int4
 _BLOCK = 64  # outputs that PyTorch packs together for AVX-512
@@ -71,6 +74,9 @@ def round_int4(weight: Tensor, group: int) -> tuple[Tensor, Tensor]:
     return values.to(torch.uint8).flatten(1), torch.stack([scale, centre], -1)
 
 
+Make = Callable[..., QuantizedProduct]  # of what `round_int8` or `round_int4` returned
+
+
 class StoredInt8:
     """int8 on any device: the weight is made a float before each product. Always right, never fast."""
 
@@ -79,8 +85,7 @@ class StoredInt8:
         self.bytes = values.nbytes + scales.nbytes
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        y = F.linear(x, self.values.to(x.dtype)) * self.scales
-        return (y if bias is None else y + bias).to(x.dtype)
+        return F.linear(x, self.weight().to(x.dtype), bias)
 
     def weight(self) -> Tensor:
         return self.values * self.scales.unsqueeze(1)
@@ -179,40 +184,94 @@ class Int4Product:
         return torch.addcmul(centre, groups, scale).view(2 * pairs, outputs)
 
 
+class Int8OnGPU(StoredInt8):
+    """int8 by PyTorch's product of floats with int8, which CUDA and bfloat16 on a CPU have; x in bfloat16."""
+
+    def __init__(self, values: Tensor, scales: Tensor) -> None:
+        super().__init__(values, scales)
+        self._ones = torch.ones_like(scales, dtype=torch.bfloat16)  # bfloat16 scales would move the weights
+        self._operator = torch.ops.aten._weight_int8pack_mm.default
+
+    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
+        y = (self._operator(rows, self.values, self._ones) * self.scales).to(x.dtype)
+        return (y if bias is None else y + bias).view(*x.shape[:-1], len(self.scales))
+
+
+class Int4OnGPU:
+    """int4 by PyTorch's product for tensor cores; x in bfloat16."""
+
+    def __init__(self, values: Tensor, levels: Tensor) -> None:
+        self._outputs, inputs = values.shape
+        self._group = inputs // levels.shape[1]
+        tiles = next(tiles for tiles in (8, 4, 2) if inputs % (16 * tiles) == 0)
+        pairs = values[:, ::2] << 4 | values[:, 1::2]
+        self._packed = torch.ops.aten._convert_weight_to_int4pack(pairs.contiguous(), tiles)
+        self._levels = levels.transpose(0, 1).contiguous()
+        self._operator = torch.ops.aten._weight_int4pack_mm.default
+        self.bytes = self._packed.nbytes + self._levels.nbytes
+
+    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
+        y = self._operator(rows, self._packed, self._group, self._levels).to(x.dtype)
+        return (y if bias is None else y + bias).view(*x.shape[:-1], self._outputs)
+
+    def weight(self) -> Tensor:
+        inputs = len(self._levels) * self._group
+        return self(torch.eye(inputs, device=self._levels.device)).t()
+
+
 def make_product(weight: Tensor, bits: int, group: int) -> QuantizedProduct:
     """Return the fastest product with a weight, float [out, in], rounded to so many bits, that is right here.
 
     Where int4's groups do not divide a row they are smaller; a row that no group divides gets 8 bits.
     """
     fitting = [size for size in GROUPS if size <= group and weight.shape[1] % size == 0]
+    bits = bits if fitting else 8
+    plain = _plain(bits)
     with torch.no_grad():
-        if bits == 4 and fitting:
-            kind = Int4Product if _is_right(4, weight.device.type) else StoredInt4
-            return kind(*round_int4(weight, fitting[-1]))
-        return (Int8Product if _is_right(8, weight.device.type) else StoredInt8)(*round_int8(weight))
+        rounded = round_int4(weight, fitting[-1]) if bits == 4 else round_int8(weight)
+        if _is_right(bits, weight.device.type):
+            try:
+                return _fast(bits, weight.device.type)(*rounded)
+            except RuntimeError as error:  # a shape that this device's operator does not take
+                logger.info(
+                    "a weight of %s in int%d is unpacked for each product: %s", tuple(weight.shape), bits, error
+                )
+        return plain(*rounded)
+
+
+def _plain(bits: int) -> Make:
+    return StoredInt8 if bits == 8 else StoredInt4
+
+
+def _fast(bits: int, device: str) -> Make:
+    if device == "cpu":
+        return Int8Product if bits == 8 else Int4Product
+    return Int8OnGPU if bits == 8 else Int4OnGPU
 
 
 @cache
 def _is_right(bits: int, device: str) -> bool:
-    """Whether this build's private operators are there and give on this processor what the plain products give."""
-    if device != "cpu":
+    """Whether this build's private operators are there and give on this device what the plain products give."""
+    if device not in ("cpu", "cuda"):
         return False
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(96, 128, generator=generator)
-    fast: Callable[..., QuantizedProduct] = Int8Product if bits == 8 else Int4Product
-    plain: Callable[..., QuantizedProduct] = StoredInt8 if bits == 8 else StoredInt4
     rounded: Sequence[Tensor] = round_int8(weight) if bits == 8 else round_int4(weight, 32)
     try:
-        ours, theirs = fast(*rounded), plain(*rounded)
-        if not torch.equal(ours.weight(), theirs.weight()):
+        rounded = [tensor.to(device) for tensor in rounded]
+        ours, theirs = _fast(bits, device)(*rounded), _plain(bits)(*rounded)
+        if (ours.weight() - theirs.weight()).abs().max() > 0.01 * theirs.weight().abs().max():
             return False
         for rows in (1, 3, 80):
             # Large numbers of one sign: products of bytes saturate on processors that add them up in 16 bits.
-            x = torch.rand(rows, 128, generator=generator) + 1
+            x = (torch.rand(rows, 128, generator=generator) + 1).to(device)
             expected = theirs(x)
             if (ours(x) - expected).abs().max() > 0.02 * expected.abs().max():
                 return False
-    except (RuntimeError, AttributeError, NotImplementedError):
+    except (RuntimeError, AttributeError, NotImplementedError, AssertionError) as error:
+        logger.info("int%d has no fast product on %s here: %s", bits, device, str(error).splitlines()[0])
         return False
     return True
 
