@@ -16,10 +16,13 @@ from stemma.families.mistral.model import Mistral, MistralConfig
 from stemma.families.t5.model import T5, T5Config
 from stemma.inference import quantized_products
 from stemma.inference.decoder import Decoder
+from stemma.inference.engine import Engine
 from stemma.inference.prepacked import prepacked
 from stemma.inference.quantization import is_quantized, quantize_, quantized
 from stemma.inference.quantized_products import QuantizedLinear
+from stemma.inference.requests import Request
 from stemma.inference.rolling_decoder import RollingDecoder
+from stemma.inference.sampling import Sampling
 from stemma.layers.cross_entropy import linear_cross_entropy
 from stemma.layers.masks import Mask
 
@@ -210,3 +213,20 @@ def test_greedy_text_of_a_trained_model_is_the_same(trained):
             logits = decoder.step(tokens[-1])
         written.append(torch.cat(tokens).tolist())
     assert written[0] == written[1] and len(set(written[0])) > 5
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_the_engine_serves_it_in_any_batch(trained, tokenizer, kind):
+    """Each row is rounded by itself, so that a text is the same alone and beside others."""
+    model, text = trained
+    model = quantized(model, kind)
+    prompts = [text[start : start + 12].tolist() for start in (0, 7, 30)]
+    requests = [Request(prompt, 20, Sampling(temperature=0)) for prompt in prompts]
+    together = [family[0].new for family in Engine(model, tokenizer, memory=0).run(requests)]
+    alone = [
+        Engine(model, tokenizer, memory=0).run([Request(prompt, 20, Sampling(temperature=0))])[0][0].new
+        for prompt in prompts
+    ]
+    assert together == alone
+    written = sum(together, [])
+    assert len(written) > 10 and len(set(written)) > 5
