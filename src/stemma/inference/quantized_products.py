@@ -3,9 +3,9 @@
 With few rows a product takes as long as its weight takes to be read, so fewer bits are faster; int8 is also faster for
 many rows, where the processor multiplies bytes. Measured on one core with AMX for a [3072, 768] weight, microseconds
 for 1, 4, 8 and 512 rows: `F.linear` in float32 741, 1,679, 2,101, 24,391, in bfloat16 749, 855, 826, 3,511;
-`Int8Product` about 310, 310, 320, 3,300; `Int4Product` 208, 363, 689, 8,000. Other roads were slower:
-`_weight_int8pack_mm` 493 to 45,600, `_int_mm` 450 to 12,000, Numba's loops over rows of int8 or int4 450 to 1,000 for
-one row.
+oneDNN's int8 alone 293, 283, 289, 2,649 (rounding the rows comes to that, see `row_rounding`); int4 208, 363, 689 by
+PyTorch's product, for 512 about 5,000 to unpack and 3,100 to multiply. Other roads were slower: `_weight_int8pack_mm`
+493 to 45,600, `_int_mm` 519 to 13,100, Numba's loops over rows of int8 or int4 450 to 1,000 for one row.
 """
 
 import logging

