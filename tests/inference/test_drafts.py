@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from stemma.inference.drafts import DraftModel, NGramLookup
+from stemma import families
+from stemma.errors import InputError
+from stemma.inference.drafts import DraftModel, NGramLookup, drafter_named
 from stemma.inference.engine import Engine
 from stemma.inference.requests import Request
 from stemma.inference.sampling import Sampling
@@ -59,3 +61,11 @@ def test_texts_that_depend_on_what_came_before_are_not_guessed(make_model, token
     engine = Engine(model, tokenizer, drafter=NGramLookup())
     ((text,),) = engine.run([request])
     assert text.new == Engine(model, tokenizer).run([request])[0][0].new and engine.guessed == 0
+
+
+def test_a_drafter_by_name(make_model, tokenizer, tmp_path):
+    families.save(make_model(), tokenizer, tmp_path / "small")
+    assert isinstance(drafter_named("ngram", tokenizer), NGramLookup)
+    assert isinstance(drafter_named(str(tmp_path / "small"), tokenizer), DraftModel)
+    with pytest.raises(InputError, match="small: its tokenizer is another one"):
+        drafter_named(str(tmp_path / "small"), tokenizer.with_special_tokens("<more>"))

@@ -27,6 +27,19 @@ def serve(
     cache: Annotated[int, typer.Option(min=1, help="MiB for keys and values.", rich_help_panel="Engine")] = 1024,
     texts: Annotated[int, typer.Option(min=1, help="Written at a time.", rich_help_panel="Engine")] = 64,
     step_tokens: Annotated[int, typer.Option(min=1, help="Read in one step.", rich_help_panel="Engine")] = 512,
+    guess: Annotated[
+        str | None,
+        typer.Option(
+            help="Guesses tokens ahead; texts come faster and stay the same: ngram (what followed before), "
+            "or a smaller checkpoint with the same tokenizer.",
+            show_default="nothing",
+            rich_help_panel="Engine",
+        ),
+    ] = None,
+    quantize: Annotated[
+        str | None,
+        typer.Option(help="int8, int4, int4:64, ...: round the weights.", show_default="no", rich_help_panel="Engine"),
+    ] = None,
     queue: Annotated[int, typer.Option(min=0, help="Texts that may wait.", rich_help_panel="Limits")] = 256,
     texts_per_request: Annotated[int, typer.Option(min=1, help="Prompts times n.", rich_help_panel="Limits")] = 128,
     deadline: Annotated[float, typer.Option(min=0.1, help="Seconds for a request.", rich_help_panel="Limits")] = 600.0,
@@ -80,6 +93,8 @@ def serve(
             budget=step_tokens,
             most_texts=texts,
             template=chat_template,
+            guess=guess,
+            quantize=quantize,
         )
 
     keys, origins = api_key or [], cors_origin or []

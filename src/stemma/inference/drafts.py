@@ -12,10 +12,17 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from stemma import families
+from stemma.data.tokenizers import load_tokenizer
+from stemma.errors import InputError
+from stemma.families.directory import resolve
+from stemma.families.gpt.model import GPT
+from stemma.families.mistral.model import Mistral
 from stemma.inference.paged_cache import PagedCache, Pages
 from stemma.inference.ragged import FEW, Piece, RaggedStep
 
 if TYPE_CHECKING:
+    from stemma.data.tokenizers import Tokenizer
     from stemma.inference.requests import RunningText
 
 
@@ -111,3 +118,22 @@ class DraftModel:
         """Give back the blocks of texts that have ended."""
         for text in [text for text in self._pages if text.finish_reason or text.pages is None]:
             self.cache.close(self._pages.pop(text))
+
+
+def drafter_named(name: str, tokenizer: "Tokenizer", *, dtype: Any = None, device: Any = None) -> Drafter:
+    """Return what guesses for a model with this tokenizer.
+
+    Args:
+        name: "ngram" (see `NGramLookup`), or a checkpoint directory or hub id (see `DraftModel`).
+    Raises:
+        InputError: no such checkpoint, or one with another tokenizer.
+    """
+    if name == "ngram":
+        return NGramLookup()
+    directory = resolve(name)
+    if load_tokenizer(directory).fingerprint != tokenizer.fingerprint:
+        raise InputError(f"{name}: its tokenizer is another one than the model's, so it cannot guess for it")
+    model = families.load(directory, dtype=dtype, device=device)
+    if not isinstance(model, GPT | Mistral):
+        raise InputError(f"{name}: a {type(model).__name__}, expected a GPT or Mistral to guess what comes next")
+    return DraftModel(model)

@@ -13,8 +13,10 @@ from stemma.families.bert.model import BERT
 from stemma.families.directory import resolve
 from stemma.families.t5.model import T5
 from stemma.families.t5.tokens import encode_source
+from stemma.inference.drafts import drafter_named
 from stemma.inference.embeddings import sentence_settings
 from stemma.inference.engine import CACHE_BYTES, Engine
+from stemma.inference.quantization import Kind, quantize_
 from stemma.serving.chat_template import ChatTemplate
 from stemma.serving.token_texts import TokenTexts, special_finder
 
@@ -92,19 +94,27 @@ def load_served(
     budget: int = 512,
     most_texts: int = 64,
     template: Path | None = None,
+    guess: str | None = None,
+    quantize: str | None = None,
 ) -> Served:
     """Load what `stemma serve` serves; options as in `Engine`.
 
     Args:
         name: by which clients call the model; default: the last part of its path. template: file of a chat template.
+        guess: see `drafter_named`. quantize: see `quantize_`.
     Raises:
         InputError: no such checkpoint, or its files are broken.
     """
+    if quantize is not None:
+        Kind.named(quantize)  # a wrong one is told before the model is loaded
     directory = resolve(path_or_hub_id)
     model, tokenizer = load(directory, dtype=dtype, device=device), load_tokenizer(directory)
+    if quantize is not None:
+        quantize_(model, quantize)
     engine = None
     if not isinstance(model, BERT):
-        engine = Engine(model, tokenizer, memory=memory, budget=budget, most_texts=most_texts)
+        drafter = None if guess is None else drafter_named(guess, tokenizer, dtype=dtype, device=device)
+        engine = Engine(model, tokenizer, memory=memory, budget=budget, most_texts=most_texts, drafter=drafter)
     return Served(
         name=name or Path(path_or_hub_id).name,
         model=model,
