@@ -178,6 +178,7 @@ def test_cancelled_requests_free_their_blocks(make_model, tokenizer):
 def test_random_requests_and_cancels_leave_nothing(make_model, tokenizer):
     model, chance = make_model(**WINDOWS), random.Random(0)
     engine = small_cache(Engine(model, tokenizer, budget=13, most_texts=5), 128)
+    reference = Engine(model, tokenizer, share_prefixes=False)
     expected, got, alive = {}, {}, set()
     for _ in range(60):
         for _ in range(chance.randrange(3)):
@@ -196,9 +197,7 @@ def test_random_requests_and_cancels_leave_nothing(make_model, tokenizer):
             if update.finish_reason:
                 alive.discard(update.request)
                 tokens, length = expected.pop(update.request)
-                alone = Engine(model, tokenizer, share_prefixes=False).run(
-                    [Request(tokens, length, GREEDY, ignore_end=True)]
-                )
+                alone = reference.run([Request(tokens, length, GREEDY, ignore_end=True)])
                 assert got[update.request] == alone[0][0].new
     for number in alive:
         engine.cancel(number)

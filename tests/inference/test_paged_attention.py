@@ -9,12 +9,14 @@ from stemma.inference import paged_attention
 
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
-@pytest.mark.parametrize("kernel", [True, False])
+@pytest.mark.parametrize("kernel", ["one thread", "threads", "none"])
 def test_equals_attention_over_keys_in_a_row(window, key_heads, kernel, monkeypatch):
-    if kernel:
-        pytest.importorskip("numba")
+    if kernel == "none":
+        monkeypatch.setattr(paged_attention, "_kernels", lambda: None)
     else:
-        monkeypatch.setattr(paged_attention, "_kernel", lambda: None)
+        pytest.importorskip("numba")
+        monkeypatch.setattr(paged_attention, "_MANY", 0 if kernel == "threads" else 1 << 40)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     torch.manual_seed(0)
     block, lengths = 4, [1, 4, 11, 23]
     keys, values = torch.randn(2, 30, key_heads, block, 8)

@@ -7,10 +7,14 @@ are gathered first.
 import math
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# From so many numbers of keys and values on, several threads are worth waking.
+_MANY = 1 << 18
 
 
 def paged_attention(
@@ -34,13 +38,15 @@ def paged_attention(
         float [texts, heads, head_dim].
     """
     scale = scale or 1 / math.sqrt(query.shape[-1])
-    kernel = _kernel() if query.device.type == "cpu" and query.dtype == torch.float32 else None
-    if kernel is None:
+    kernels = _kernels() if query.device.type == "cpu" and query.dtype == torch.float32 else None
+    if kernels is None:
         return _gathered(query, keys, values, tables, lengths, first, scale, bias)
     mixed = torch.empty_like(query, memory_format=torch.contiguous_format)
     table = query.new_empty(0, 0) if bias is None else bias.contiguous()
     arrays = (part.numpy() for part in (query.contiguous(), keys, values, tables, lengths, first, table))
-    kernel(*arrays, scale, mixed.numpy())
+    alone, together = kernels
+    several = torch.get_num_threads() > 1 and tables.numel() * keys[0].numel() * 2 >= _MANY
+    (together if several else alone)(*arrays, scale, mixed.numpy())
     return mixed
 
 
@@ -70,14 +76,14 @@ def _gathered(
 
 
 @cache
-def _kernel() -> Callable[..., None] | None:
+def _kernels() -> tuple[Callable[..., None], Callable[..., None]] | None:
+    """Return the kernel on one thread and on all, None without Numba."""
     try:
         import numba
     except ImportError:
         return None
     import numpy as np
 
-    @numba.njit(parallel=True, fastmath={"reassoc", "contract", "nsz"}, nogil=True, cache=True)
     def attend(  # type: ignore[no-untyped-def]
         query, keys, values, tables, lengths, first, bias, scale, mixed
     ):  # pragma: no cover
@@ -122,5 +128,9 @@ def _kernel() -> Callable[..., None] | None:
                         for i in range(width):
                             target[i] += weight * value[i]
 
-    found: Callable[..., None] = attend
-    return found
+    def compiled(parallel: bool) -> Callable[..., None]:
+        options: Any = {"fastmath": {"reassoc", "contract", "nsz"}, "nogil": True, "cache": True}
+        found: Callable[..., None] = numba.njit(attend, parallel=parallel, **options)
+        return found
+
+    return compiled(False), compiled(True)

@@ -57,8 +57,9 @@ class PagedCache:
     """Keys and values of any number of texts in a fixed amount of memory.
 
     Args:
-        windows: of each layer. heads, head_dim: of the keys. memory: bytes, shared out so that each group can hold
-            texts of as many tokens. context: longest text. block: tokens of a block.
+        windows: of each layer. heads, head_dim: of the keys. memory: bytes at most, shared out so that each group can
+            hold texts of as many tokens. texts: of full length, more memory is not taken. context: longest text.
+            block: tokens of a block.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class PagedCache:
         head_dim: int,
         memory: int,
         context: int,
-        running: int = 1,
+        texts: int = 256,
         block: int = BLOCK,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
@@ -81,7 +82,7 @@ class PagedCache:
         most = [_most_blocks(kind, context, block) for kind in kinds]  # of one text
         # As many texts of full length as fit, each with what it needs of every group; parts of one more are of use too.
         text = sum(len(layers) * blocks for layers, blocks in zip(members, most, strict=True)) * block_bytes
-        share = max(memory / text, 1.0)
+        share = max(min(memory / text, texts), 1.0)
         self.groups = []
         for kind, layers, blocks in zip(kinds, members, most, strict=True):
             count = max(int(share * blocks), blocks + 1)
@@ -96,7 +97,9 @@ class PagedCache:
         }
 
     @classmethod
-    def for_model(cls, model: Any, memory: int, *, context: int | None = None, block: int = BLOCK) -> "PagedCache":
+    def for_model(
+        cls, model: Any, memory: int, *, texts: int = 256, context: int | None = None, block: int = BLOCK
+    ) -> "PagedCache":
         """Return a cache that fits a model with `config.layers`, `.heads`, `.hidden` and `.window(layer)`.
 
         Float32 for a bfloat16 model on a CPU, whose attention is faster so.
@@ -108,6 +111,7 @@ class PagedCache:
             heads=getattr(config, "key_value_heads", config.heads),
             head_dim=getattr(config, "head_size", config.hidden // config.heads),
             memory=memory,
+            texts=texts,
             context=context or config.context,
             block=block,
             dtype=torch.float32 if widen else weight.dtype,
