@@ -287,3 +287,21 @@ def test_t5_writes_what_generate_does(tokenizer, temperature):
     assert [text.new for text in sum(found, [])] == [text.tokens for text in expected]
     assert len({tuple(text.new) for text in sum(found, [])}) > 3
     assert whole(engine) and engine.reader.sources.used == 0
+
+
+def test_a_t5_that_ran_out_of_memory_goes_on_where_it_was(tokenizer):
+    torch.manual_seed(0)
+    prepared = prepare_t5(tokenizer)
+    model = T5(T5Config(prepared.vocabulary, layers=2, hidden=32, heads=4, head_dim=8, feed_forward=64)).eval()
+    requests = [Request(prepared.encode(prompt), 40, GREEDY, ignore_end=True) for prompt in PROMPTS]
+    expected = tokens_of(Engine(model, prepared).run(requests))
+    engine = Engine(model, prepared)
+    engine.reader.cache = PagedCache(windows=[None] * 2, heads=4, head_dim=8, memory=0, context=60, block=4)
+    lengths, encoded = [], []
+    preempt, encode = engine._preempt, model.encode
+    engine._preempt = lambda text: (lengths.append(len(text.tokens)), preempt(text))
+    model.encode = lambda tokens: (encoded.append(1), encode(tokens))[1]
+    assert tokens_of(engine.run(requests)) == expected
+    assert max(lengths) > 9  # more than is read token by token
+    assert len(encoded) <= len(requests) + len(lengths)  # no source is read in vain
+    assert whole(engine) and engine.reader.sources.used == 0

@@ -169,23 +169,25 @@ class Engine:
                 self._add(text, 1, drafts)
                 budget -= 1 + len(drafts)
         for text in [text for text in self._running if text.unread > 1]:
-            if text in self._running:
-                budget = max(budget - self._add_prompt(text, budget), 0)
+            if text in self._running and (count := self._reserve_prompt(text, budget)):
+                self._add(text, count)
+                budget = max(budget - count, 0)
         while budget and self._waiting and self.running < self.most_texts:
             text = self._waiting[0]
             self._open(text)
-            count = self._add_prompt(text, budget) if self.reader.open(text) else 0
-            if not count:
+            count = self._reserve_prompt(text, budget)
+            if not count or not self.reader.open(text):  # in this order: a T5 reads its source there
                 self._close(text)
                 break
+            self._add(text, count)
             self._waiting.popleft()
             self._running.append(text)
             budget = max(budget - count, 0)
         self._pieces.sort(key=lambda pair: not pair[1].is_short)
         return [piece for _, piece in self._pieces]
 
-    def _add_prompt(self, text: RunningText, budget: int) -> int:
-        """Add a piece of a prompt to the step; return its length, 0 if there is no place for it."""
+    def _reserve_prompt(self, text: RunningText, budget: int) -> int:
+        """Get blocks for a piece of a prompt; return its length, 0 if there is no place for it."""
         assert text.pages is not None
         count = min(text.unread, budget)
         if count and text.pages.length < text.whole:  # however long it is
@@ -196,8 +198,6 @@ class Engine:
             count = min(count, self._sure_piece)
             if not (self._reserve(text, count) if text in self._running else self.cache.reserve(text.pages, count)):
                 return 0
-        if count:
-            self._add(text, count)
         return count
 
     def _add(self, text: RunningText, count: int, drafts: Sequence[int] = ()) -> None:

@@ -51,14 +51,17 @@ class RaggedStep(KeyValueCache):
     """The cache of one forward pass over tokens [1, total], the pieces one behind the other, without padding.
 
     Short pieces must come first: they are one kernel call a layer, a query a token.
+
+    Args:
+        all_short: serve each token alone however long its piece is, as a bias by distance needs; all are causal.
     """
 
-    def __init__(self, cache: PagedCache, pieces: Sequence[Piece]) -> None:
+    def __init__(self, cache: PagedCache, pieces: Sequence[Piece], *, all_short: bool = False) -> None:
         self.cache, self.pieces = cache, pieces
         device = cache.groups[0].keys.device
         counts = np.array([len(piece.tokens) for piece in pieces])
         starts = np.array([piece.start for piece in pieces])
-        self.short = sum(piece.is_short for piece in pieces)
+        self.short = len(pieces) if all_short else sum(piece.is_short for piece in pieces)
         self.singles = int(counts[: self.short].sum())  # queries of these
         self.ends = counts.cumsum()
         text = np.repeat(np.arange(len(pieces)), counts)

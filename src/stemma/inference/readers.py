@@ -227,7 +227,7 @@ class SourceStep(RaggedStep):
     """A step in which every text has a source (see `families.t5.model.SourceCache`)."""
 
     def __init__(self, cache: PagedCache, sources: PagedCache, pieces: Sequence[Piece], pages: Sequence[Pages]) -> None:
-        super().__init__(cache, pieces)
+        super().__init__(cache, pieces, all_short=True)  # a text that was preempted is read again in long pieces
         counts = [len(piece.tokens) for piece in pieces]
         tables = np.zeros((len(pages), max(one.counts[0] for one in pages)), np.int32)
         for table, one in zip(tables, pages, strict=True):
