@@ -69,3 +69,45 @@ def test_a_drafter_by_name(make_model, tokenizer, tmp_path):
     assert isinstance(drafter_named(str(tmp_path / "small"), tokenizer), DraftModel)
     with pytest.raises(InputError, match="small: its tokenizer is another one"):
         drafter_named(str(tmp_path / "small"), tokenizer.with_special_tokens("<more>"))
+
+
+@pytest.mark.parametrize("length", [14, 15, 16])
+def test_samples_of_a_prompt_do_not_share_what_was_guessed(make_model, tokenizer, length):
+    """The prompt's last token is read alone, and the guesses after it would reach into a new block."""
+    model = make_model(scale=6, **WINDOWS)
+    prompt = tokenizer.encode("the quick brown fox jumps over the lazy dog while " * 6)[:length]
+    request = Request(prompt, 30, Sampling(1.0), samples=3, seed=1, ignore_end=True)
+    expected = [text.new for text in Engine(model, tokenizer).run([request])[0]]
+
+    class Knowing:
+        def propose(self, texts, most):
+            return [expected[0][len(text.new) :][:count] for text, count in zip(texts, most, strict=True)]
+
+    engine = Engine(model, tokenizer, budget=length - 1, drafter=Knowing())
+    assert [text.new for text in engine.run([request])[0]] == expected
+    assert engine.guessed_right > 0
+
+
+def test_the_blocks_of_guesses_are_given_back(make_model, tokenizer):
+    """Also when nobody but the engine knew the text."""
+    drafter = DraftModel(make_model(3, scale=6, context=160, layers=1))
+    engine = Engine(make_model(scale=6, **WINDOWS), tokenizer, drafter=drafter)
+    pool = drafter.cache.groups[0].pool
+    free = []
+    for _ in range(3):
+        engine.submit(Request(tokenizer.encode(PROMPTS[3]), 20, Sampling(0), ignore_end=True))
+        while engine.busy:
+            engine.step()
+        free.append(pool.free)
+    assert free[0] == free[1] == free[2] > 0
+
+
+def test_a_text_that_has_not_gone_on_is_not_guessed_again(make_model, tokenizer):
+    """It was preempted, and what was known of its prompt leaves one token to read."""
+    drafter = DraftModel(make_model(3, scale=6, context=160, layers=1), guesses=3)
+    engine = Engine(make_model(scale=6, **WINDOWS), tokenizer)
+    engine.submit(Request(tokenizer.encode(PROMPTS[3]), 20, Sampling(0), ignore_end=True))
+    engine.step()
+    (text,) = engine._running
+    assert len(drafter.propose([text], [3])[0]) == 3
+    assert drafter.propose([text], [3]) == [[]]

@@ -233,6 +233,8 @@ def test_stops_ends_and_preferences(make_model, tokenizer):
         (Request([1, 320], 3), "a token outside 0 to 319"),
         (Request([1], 3, preferences=Preferences(bias={-1: 1.0})), "a bias is given to a token outside"),
         (Request([1], 3, samples=0), "at least one sample"),
+        (Request([1], 3, seed=-1), "a seed of 0 or more"),
+        (Request([1], 3, log_probabilities=321), "log_probabilities is 321, expected 0 to 320"),
     ],
 )
 def test_bad_requests_are_one_line(make_model, tokenizer, request_, message):

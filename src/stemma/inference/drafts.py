@@ -74,7 +74,7 @@ class DraftModel:
     def __init__(self, model: Any, *, memory: int = 2**28, guesses: int = 4) -> None:
         self.model, self.guesses = model, min(guesses, FEW - 1)
         self.cache = PagedCache.for_model(model, memory)
-        self._pages: WeakKeyDictionary[RunningText, Pages] = WeakKeyDictionary()
+        self._pages: dict[RunningText, Pages] = {}
 
     @torch.inference_mode()
     def propose(self, texts: Sequence["RunningText"], most: Sequence[int]) -> list[list[int]]:
@@ -87,6 +87,8 @@ class DraftModel:
             if len(text.tokens) + self.guesses <= context and most[row] > 0:
                 pages = self._pages.get(text) or self.cache.open(text.tokens)
                 self._pages[text] = pages
+                if pages.length == len(text.tokens):  # it has not gone on: it was preempted meanwhile
+                    continue
                 if self.cache.reserve(pages, len(text.tokens) - pages.length + self.guesses):
                     rows.append(row)
         if not rows:

@@ -150,8 +150,12 @@ class Engine:
             raise InputError(f"the prompt has a token outside 0 to {vocabulary - 1}")
         if any(not 0 <= token < vocabulary for token in request.preferences.bias):
             raise InputError(f"a bias is given to a token outside 0 to {vocabulary - 1}")
-        if request.samples < 1 or request.max_new_tokens < 0 or "" in request.stop:
-            raise InputError("expected at least one sample, max_new_tokens of 0 or more, and no empty stop string")
+        if request.samples < 1 or request.max_new_tokens < 0 or request.seed < 0 or "" in request.stop:
+            raise InputError(
+                "expected at least one sample, max_new_tokens and a seed of 0 or more, and no empty stop string"
+            )
+        if not 0 <= (request.log_probabilities or 0) <= vocabulary:
+            raise InputError(f"log_probabilities is {request.log_probabilities}, expected 0 to {vocabulary}")
 
     def _schedule(self) -> list[Piece]:
         """Return what is read in this step: single tokens first, then pieces of prompts, the oldest first."""
@@ -211,7 +215,8 @@ class Engine:
         found: list[list[int]] = [[] for _ in texts]
         if self.drafter is None or len(texts) * 2 > budget:
             return found
-        rows = [row for row, text in enumerate(texts) if text.is_plain and text.left > 1]
+        # Not while others wait to go on from the same prompt: they would share the blocks of the guesses.
+        rows = [row for row, text in enumerate(texts) if text.is_plain and text.left > 1 and not text.siblings]
         most = min(FEW - 1, budget // max(len(texts), 1) - 1)
         drafts = self.drafter.propose([texts[row] for row in rows], [min(most, texts[row].left - 1) for row in rows])
         for row, tokens in zip(rows, drafts, strict=True):
