@@ -13,6 +13,7 @@ from transformers.generation.logits_process import (
 )
 
 from stemma.errors import InputError
+from stemma.inference import sampling_rows
 from stemma.inference.sampling import (
     Sampling,
     draw,
@@ -180,3 +181,25 @@ def test_uniforms_depend_on_seed_sample_and_prompt_alone():
 def test_a_parameter_out_of_range_is_an_input_error(options, message):
     with pytest.raises(InputError, match=message):
         Sampling(**options)
+
+
+def test_rows_with_their_own_filters_are_chosen_as_each_alone(monkeypatch):
+    sorted_rows = []
+    for name in ("keep_top_k", "keep_top_p"):
+        own = getattr(sampling_rows, name)
+        monkeypatch.setattr(
+            sampling_rows, name, lambda logits, limit, own=own: (sorted_rows.append(len(logits)), own(logits, limit))[1]
+        )
+    wishes = [{}, {"top_p": 0.3}, {"temperature": 0}, {"top_k": 2}, {"min_p": 0.5}, {"top_k": 3, "top_p": 0.9}]
+    samplings = [Sampling(**options) for options in wishes]
+    logits = torch.randn(len(samplings), 500, generator=torch.manual_seed(0))
+    for uniform in (0.0, 0.4, 0.999):
+        rows = [sampling_rows.Row(sampling, sampling_rows.Preferences(), uniform, {}, {}) for sampling in samplings]
+        draws = torch.tensor([uniform], dtype=torch.float64)
+        expected = [
+            sampling.choose(row.unsqueeze(0), draws).item() for sampling, row in zip(samplings, logits, strict=True)
+        ]
+        before = logits.clone()
+        assert sampling_rows.choose(logits, rows).tolist() == expected
+        assert torch.equal(logits, before)
+    assert set(sorted_rows) == {2}  # a vocabulary is sorted for nobody who has not asked for it

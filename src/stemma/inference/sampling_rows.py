@@ -52,16 +52,16 @@ def choose(logits: Tensor, rows: Sequence[Row]) -> Tensor:
     The order is: bias, presence and frequency penalty, what a constraint allows, then as in `Sampling`.
     """
     changed = _preferred(logits, rows)
-    greedy = [row.sampling.greedy for row in rows]
-    if all(greedy):
+    drawn = [number for number, row in enumerate(rows) if not row.sampling.greedy]
+    if not drawn:
         return changed.argmax(-1)
     device = logits.device
-    filtered = _filtered(changed, [row.sampling for row in rows])
-    uniform = torch.tensor([row.uniform for row in rows], dtype=torch.float64, device=device)
-    drawn = draw(filtered, uniform)
-    if not any(greedy):
-        return drawn
-    return torch.where(torch.tensor(greedy, device=device), changed.argmax(-1), drawn)
+    uniform = torch.tensor([rows[number].uniform for number in drawn], dtype=torch.float64, device=device)
+    if len(drawn) == len(rows):
+        return draw(_filtered(changed, [row.sampling for row in rows]), uniform)
+    chosen = changed.argmax(-1)
+    chosen[drawn] = draw(_filtered(changed[drawn], [rows[number].sampling for number in drawn]), uniform)
+    return chosen
 
 
 def _preferred(logits: Tensor, rows: Sequence[Row]) -> Tensor:
@@ -99,17 +99,22 @@ def _preferred(logits: Tensor, rows: Sequence[Row]) -> Tensor:
 
 
 def _filtered(logits: Tensor, rows: Sequence[Sampling]) -> Tensor:
-    vocabulary = logits.shape[-1]
+    """Return the logits to draw from. A filter that sorts sees the rows that ask for it alone: with a number that keeps
+    every token it would sort the whole vocabulary."""
 
     def column(values: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=logits.device).unsqueeze(1)
 
-    if any(row.temperature not in (0, 1) for row in rows):
-        logits = logits / column([row.temperature or 1.0 for row in rows])
-    if any(row.top_k is not None for row in rows):
-        logits = keep_top_k(logits, column([min(row.top_k or vocabulary, vocabulary) for row in rows], torch.int64))
-    if any(row.top_p is not None and row.top_p < 1 for row in rows):
-        logits = keep_top_p(logits, column([2.0 if row.top_p in (None, 1) else row.top_p for row in rows]))
+    if any(row.temperature != 1 for row in rows):
+        logits = logits / column([row.temperature for row in rows])
+    limits = {number: min(row.top_k, logits.shape[-1]) for number, row in enumerate(rows) if row.top_k is not None}
+    if limits:
+        kept = keep_top_k(logits[[*limits]], column([*limits.values()], torch.int64))
+        logits = logits.index_copy(0, torch.tensor([*limits], device=logits.device), kept)
+    shares = {number: row.top_p for number, row in enumerate(rows) if row.top_p is not None and row.top_p < 1}
+    if shares:
+        kept = keep_top_p(logits[[*shares]], column([*shares.values()]))
+        logits = logits.index_copy(0, torch.tensor([*shares], device=logits.device), kept)
     if any(row.min_p is not None for row in rows):
         logits = keep_min_p(logits, column([row.min_p or 0.0 for row in rows]))
     return logits
