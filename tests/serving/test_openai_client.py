@@ -106,6 +106,8 @@ def test_a_stream_is_the_whole_in_pieces(client, model, tokenizer):
             assert [piece.finish_reason for piece in own if piece.finish_reason] == ["length"]
             pieces = [value for piece in own for value in piece.logprobs.token_logprobs]
             assert pieces[1:] == pytest.approx(choice.logprobs.token_logprobs[1:], abs=1e-4)
+            offsets = [value for piece in own for value in piece.logprobs.text_offset]
+            assert offsets == choice.logprobs.text_offset
         assert events[-1].choices == [] and events[-1].usage.total_tokens == whole.usage.total_tokens
         assert all(event.usage is None for event in events[:-1])
 

@@ -121,7 +121,7 @@ class _Answer:
                 piece, sent[place] = prompt + piece, 0 if update.prompt else len(prompt)
                 reused += update.reused if not update.sample else 0
             logprobs = self._logprobs([*(update.prompt or ()), *scored], sent[place])
-            sent[place] += len(update.text)
+            sent[place] += len(piece) if update.prompt else len(update.text)
             if piece or logprobs or update.finish_reason:
                 choice = {
                     "index": number * self.body.n + update.sample,
