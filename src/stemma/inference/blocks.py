@@ -70,10 +70,6 @@ class BlockPool:
         """Return whether more than one text refers to a block."""
         return self._references[block] > 1
 
-    def is_free(self, block: int) -> bool:
-        """Return whether no text refers to a block."""
-        return not self._references[block]
-
     def find(self, content: Content) -> int | None:
         """Return the block that holds a text, None if none does."""
         return self._by_content.get(content)

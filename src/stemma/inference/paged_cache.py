@@ -197,10 +197,6 @@ class PagedCache:
             pages.first[number] = pages.counts[number] = 0
         pages.length = 0
 
-    def fits(self, tokens: int) -> bool:
-        """Return whether a text of so many tokens fits when it is alone."""
-        return tokens <= self.context
-
     def _known(self, chain: Sequence[bytes]) -> int:
         """Return how many blocks at the beginning of a text need not be computed: all that is seen later is there."""
         runs = [0] * len(self.groups)  # known blocks in a row up to here

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from stemma.data.tokenizers import Tokenizer
     from stemma.inference.readers import Reader
 
-FinishReason = Literal["end", "stop", "length", "context", "cancelled"]
+FinishReason = Literal["end", "stop", "length", "context"]
 
 
 class Constraint(Protocol):

@@ -11,7 +11,6 @@ REASONS: dict[FinishReason, str] = {
     "stop": "stop",
     "length": "length",
     "context": "length",
-    "cancelled": "stop",
 }
 LEAST = -9999.0  # stands for minus infinity, which JSON does not know
 
