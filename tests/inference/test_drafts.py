@@ -111,3 +111,14 @@ def test_a_text_that_has_not_gone_on_is_not_guessed_again(make_model, tokenizer)
     (text,) = engine._running
     assert len(drafter.propose([text], [3])[0]) == 3
     assert drafter.propose([text], [3]) == [[]]
+
+
+@pytest.mark.parametrize("sizes", [(320, 330), (330, 320)], ids=["larger", "smaller"])
+def test_a_drafter_may_have_padding_of_another_size(make_model, tokenizer, sizes):
+    """Ids behind the tokenizer's: of the drafter the model knows nothing, and a prompt may hold those of the model."""
+    model, guessing = (make_model(scale=6, context=160, vocabulary=size) for size in sizes)
+    with torch.no_grad():
+        guessing.token_embedding.weight[-1] = 100 * guessing.token_embedding.weight[0]  # often the likeliest
+    request = Request([5, 6, max(sizes[0] - 1, 7), 8], 30, Sampling(1.0), seed=1, ignore_end=True)
+    engine = Engine(model, tokenizer, drafter=DraftModel(guessing))
+    assert engine.run([request])[0][0].new == Engine(model, tokenizer).run([request])[0][0].new

@@ -87,7 +87,8 @@ class DraftModel:
             if len(text.tokens) + self.guesses <= context and most[row] > 0:
                 pages = self._pages.get(text) or self.cache.open(text.tokens)
                 self._pages[text] = pages
-                if pages.length == len(text.tokens):  # it has not gone on: it was preempted meanwhile
+                unread = text.tokens[pages.length :]  # none: it has not gone on but was preempted meanwhile
+                if not unread or max(unread) >= self.model.config.vocabulary:
                     continue
                 if self.cache.reserve(pages, len(text.tokens) - pages.length + self.guesses):
                     rows.append(row)

@@ -8,6 +8,7 @@ values lie in blocks (`inference.paged_cache`); prompts that begin alike are rea
 from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -220,7 +221,7 @@ class Engine:
         most = min(FEW - 1, budget // max(len(texts), 1) - 1)
         drafts = self.drafter.propose([texts[row] for row in rows], [min(most, texts[row].left - 1) for row in rows])
         for row, tokens in zip(rows, drafts, strict=True):
-            found[row] = list(tokens)
+            found[row] = list(takewhile(lambda token: token < self.model.config.vocabulary, tokens))
         return found
 
     def _reserve(self, text: RunningText, count: int) -> bool:

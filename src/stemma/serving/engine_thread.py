@@ -210,7 +210,8 @@ class EngineThread:
     def _deliver(self, news: Sequence[tuple[Ticket, int, Update]], gauges: dict[str, float]) -> None:
         self.metrics.gauges.update(gauges)
         if news:
-            self.metrics.batch.observe(len(news))
+            texts = {(update.request, update.sample) for _, _, update in news}  # guesses bring several tokens a text
+            self.metrics.batch.observe(len(texts))
         for ticket, number, update in news:
             if ticket not in self._tickets:
                 continue
