@@ -245,5 +245,5 @@ def test_no_blanks(family: str) -> None:
 
 
 def test_a_stranger_knows_no_blanks() -> None:
-    with pytest.raises(InputError, match="a Linear knows no blanks: expected a GLM, T5, GPT or BERT"):
+    with pytest.raises(InputError, match="a Linear knows no blanks: expected a GLM, T5, GPT, Mistral or BERT"):
         way_of(torch.nn.Linear(2, 2), letters())

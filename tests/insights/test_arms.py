@@ -38,7 +38,7 @@ def test_all_have_as_many_parameters(name: str) -> None:
     assert counts["glm"] == counts["glm-in-order"] == glm
     # An ablation is GLM but for what it varies: a table, and the last row of the other.
     assert counts.pop("glm-one-position") == glm - (context + 2) * hidden
-    for sparse in ("mixtral", "mixtral-unbalanced"):  # see test_mistral_claims.py
+    for sparse in ("mixtral", "mixtral-uneven"):  # see test_mistral_claims.py
         del counts[sparse]
     for arm, count in counts.items():
         assert abs(count / (glm * ARMS[arm].size) - 1) < 0.02, arm

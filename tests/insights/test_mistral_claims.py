@@ -51,7 +51,7 @@ def test_experts_are_decided_by_the_dense_model() -> None:
         {
             "mistral": [{"bits_per_byte": 2.2}, {"bits_per_byte": 2.3}],
             "mixtral": [{"bits_per_byte": 2.1, "used_experts": 7.0}, {"bits_per_byte": 2.2, "used_experts": 7.5}],
-            "mixtral-unbalanced": [{"bits_per_byte": 2.1, "used_experts": 3.0}] * 2,
+            "mixtral-uneven": [{"bits_per_byte": 2.1, "used_experts": 3.0}] * 2,
         }
     )
     decision = mixture_of_experts.decide(found)

@@ -118,7 +118,7 @@ ARMS: dict[str, Arm] = {
         training=_MISTRAL_TRAINING,
         note="8 experts, of which a token meets 2; as many parameters as the others are active for a token",
     ),
-    "mixtral-unbalanced": Arm(
+    "mixtral-uneven": Arm(
         "Mixtral without balancing",
         "mistral",
         model={**_MISTRAL_MODEL, "experts": 8},

@@ -7,12 +7,12 @@ from stemma.insights.claims import Claim, Decision, Results, by_sign, difference
 def decide(results: Results) -> Decision:
     """Decide by the dense model of as many active parameters."""
     effect = difference(results, "mistral", "mixtral", lambda m: m["bits_per_byte"])
-    balancing = difference(results, "mixtral-unbalanced", "mixtral", lambda m: m["bits_per_byte"])
+    balancing = difference(results, "mixtral-uneven", "mixtral", lambda m: m["bits_per_byte"])
     details = {
         "what balancing gains, bits per byte": balancing,
         "experts in use of 8": over_seeds(values(results, "mixtral", lambda m: m["used_experts"])),
         "experts in use without balancing": over_seeds(
-            values(results, "mixtral-unbalanced", lambda m: m["used_experts"])
+            values(results, "mixtral-uneven", lambda m: m["used_experts"])
         ),
     }
     return Decision(by_sign(effect), effect, details=details)
@@ -26,6 +26,6 @@ CLAIM = Claim(
     varied="the feed-forward networks: one, or two of eight half as wide; and whether the router is balanced",
     controlled="tokens and their order, tokenizer, batch, steps, learning rate, active parameters (within 2 %), seeds",
     decides="held-out bits per byte: dense minus experts; reproduced if its interval lies above 0",
-    arms=("mistral", "mixtral", "mixtral-unbalanced"),
+    arms=("mistral", "mixtral", "mixtral-uneven"),
     decide=decide,
 )
