@@ -1,7 +1,8 @@
 # Everything happens in .venv; a second call is quick because the stamp file is newer than pyproject.toml.
 PYTHON ?= python3.11
 STEMMA := .venv/bin/stemma
-PYTEST := .venv/bin/python -m pytest
+# A process a core, each on one thread: small models gain nothing from more.
+PYTEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist loadfile
 
 .PHONY: run test test-all bench lint types imports clean
 
