@@ -241,6 +241,8 @@ def test_bad_requests_are_one_line(make_model, tokenizer, request_, message):
     engine = Engine(make_model(), tokenizer)
     with pytest.raises(InputError, match=message):
         engine.submit(request_)
+    with pytest.raises(InputError, match=message):
+        engine.run([Request([1], 3), request_])
     assert whole(engine)
 
 

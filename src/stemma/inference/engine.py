@@ -125,8 +125,15 @@ class Engine:
         return news
 
     def run(self, requests: Iterable[Request]) -> list[list[RunningText]]:
-        """Serve requests to their end; return the texts of each."""
-        texts = []
+        """Serve requests to their end; return the texts of each.
+
+        Raises:
+            InputError: see `submit`; then none of them is served.
+        """
+        texts, requests = [], list(requests)
+        for request in requests:
+            self._check(request)
+            self.reader.begin(request.tokens)
         for request in requests:
             self.submit(request)
             texts.append([self._waiting[-1], *self._waiting[-1].siblings])

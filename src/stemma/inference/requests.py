@@ -156,4 +156,8 @@ class RunningText:
             self.finish_reason = "stop"
         elif len(self.tokens) - self.prompt_length >= self.limit:
             self.finish_reason = "length" if self.limit == self.request.max_new_tokens else "context"
-        return piece + self.stream.finish() if self.finish_reason else piece
+        if self.finish_reason:
+            piece += self.stream.finish()
+            if self.stream.stopped:  # what was held back may complete a stop string
+                self.finish_reason = "stop"
+        return piece

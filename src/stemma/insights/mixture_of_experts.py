@@ -11,9 +11,7 @@ def decide(results: Results) -> Decision:
     details = {
         "what balancing gains, bits per byte": balancing,
         "experts in use of 8": over_seeds(values(results, "mixtral", lambda m: m["used_experts"])),
-        "experts in use without balancing": over_seeds(
-            values(results, "mixtral-uneven", lambda m: m["used_experts"])
-        ),
+        "experts in use without balancing": over_seeds(values(results, "mixtral-uneven", lambda m: m["used_experts"])),
     }
     return Decision(by_sign(effect), effect, details=details)
 
