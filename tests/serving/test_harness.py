@@ -23,7 +23,7 @@ def evaluate(server, folder, kind, url, *options):
     subprocess.run(
         [
             *(sys.executable, "-m", "lm_eval", "--model", kind, "--model_args", arguments[0]),
-            *("--include_path", str(folder), "--output_path", str(folder / "out"), "--log_samples", *options),
+            *("--include_path", str(folder), "--output_path", str(folder / kind), "--log_samples", *options),
         ],
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(folder / "cache")},
         check=True,
@@ -31,7 +31,7 @@ def evaluate(server, folder, kind, url, *options):
         capture_output=True,
     )
     samples = {}
-    for path in (folder / "out").rglob("samples_*.jsonl"):
+    for path in (folder / kind).rglob("samples_*.jsonl"):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         samples[path.name.split("_")[1]] = sorted(rows, key=lambda row: row["doc_id"])
     return samples
