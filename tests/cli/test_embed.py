@@ -50,7 +50,8 @@ def test_npy(run, directory, tmp_path):
 
 
 def test_parquet_of_jsonl(run, directory, tmp_path):
-    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow.parquet as parquet
+
     (tmp_path / "a.jsonl").write_text('{"s": "fox"}\n{"s": "the dog"}\n')
     code, out, _ = run("a.jsonl", "--field", "s", "--out", "v.parquet", "--json")
     assert code == 0 and json.loads(out) == {"out": "v.parquet", "texts": 2, "hidden": 32, "truncated": 0}

@@ -7,8 +7,6 @@ import sys
 import numpy as np
 import pytest
 
-pytest.importorskip("numba")
-
 from stemma.cli import main  # noqa: E402
 from stemma.data.vectors import WordVectors  # noqa: E402
 from stemma.training.progress import ConsoleDisplay  # noqa: E402

@@ -56,7 +56,8 @@ def test_division_of_text_into_documents(tmp_path, documents, expected):
 
 
 def test_folder_of_a_saved_data_set(tmp_path):
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     rows = datasets.Dataset.from_dict({"id": [1, 2, 3], "text": ["a", "b", "c"]})
     rows.select([2, 0]).save_to_disk(tmp_path / "one", num_shards=2)
     assert texts(CorpusSource(str(tmp_path / "one"))) == ["c", "a"]

@@ -4,14 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
 from stemma.data.dataset_rows import dataset_rows, is_dataset, needs_split
 from stemma.data.labelled import read_labelled
 from stemma.data.tagged_rows import read_questions, read_tagged
 from stemma.errors import InputError
-
-datasets = pytest.importorskip("datasets")
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,6 @@ from stemma.errors import InputError
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A data set on disk in the form of those on the hub, which `datasets` reads as a stream as it would from there."""
-    pytest.importorskip("datasets")
     monkeypatch.setattr(hub_datasets, "_revision", lambda name: "0123abc")
     (tmp_path / "train.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
     (tmp_path / "test.jsonl").write_text('{"text": "c"}\n')
@@ -52,7 +51,6 @@ def test_the_name_is_taken_apart(monkeypatch):
 
 
 def test_no_such_data_set_is_one_line(monkeypatch):
-    pytest.importorskip("datasets")
 
     def refuse(self: object, name: str) -> None:
         raise OSError("404 not found\nmore lines\n")

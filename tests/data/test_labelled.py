@@ -36,8 +36,9 @@ def write_rows(path: Path, rows: list[dict[str, object]]) -> Path:
     """Write to a name without compression, then compress as the name says."""
     plain = path.with_name("plain")
     if ".parquet" in path.suffixes:
-        pyarrow = pytest.importorskip("pyarrow")
-        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(rows), plain)
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), plain)
     elif ".jsonl" in path.suffixes:
         plain.write_text("".join(json.dumps(row) + "\n" for row in rows))
     else:
@@ -130,7 +131,6 @@ def test_without_a_header_the_first_line_sets_the_number_of_columns(tmp_path: Pa
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with fails(f"{tmp_path / 'none.csv'}: cannot be read (No such file or directory)"):
         list(read_rows(tmp_path / "none.csv"))
-    pytest.importorskip("pyarrow")
     path = write(tmp_path / "a.parquet", "no Parquet at all")
     with pytest.raises(InputError, match=f"^{re.escape(str(path))}: not a readable Parquet file \\("):
         list(read_rows(path))

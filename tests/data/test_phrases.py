@@ -10,8 +10,6 @@ from stemma.data.corpora import CorpusSource
 from stemma.data.phrases import count_pairs, join_phrases
 from stemma.data.word_corpora import END, WordOptions, prepare_words
 
-pytest.importorskip("numba")
-
 
 def joined(tmp_path, text, min_count, threshold):
     """Join once; return the text again."""

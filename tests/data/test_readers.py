@@ -28,8 +28,9 @@ def write_rows(path: Path, rows: list[dict[str, object]]) -> Path:
             writer.writeheader()
             writer.writerows(rows)
     else:
-        pyarrow = pytest.importorskip("pyarrow")
-        parquet = pytest.importorskip("pyarrow.parquet")
+        import pyarrow
+        import pyarrow.parquet as parquet
+
         table = pyarrow.Table.from_pylist(rows)
         if path.suffix == ".parquet":
             parquet.write_table(table, path)
@@ -114,7 +115,6 @@ def test_bad_csv_row_is_named_by_its_first_line(tmp_path, content, message):
 
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
 def test_file_that_is_not_what_its_name_says(tmp_path, suffix):
-    pytest.importorskip("pyarrow")
     path = tmp_path / f"rows{suffix}"
     path.write_bytes(b"not at all" * 20)
     with pytest.raises(InputError, match=f"rows{suffix}: not a readable {suffix[1:].capitalize()} file"):

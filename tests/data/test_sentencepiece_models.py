@@ -8,12 +8,11 @@ import random
 from pathlib import Path
 
 import pytest
+import sentencepiece
 from tokenizers.models import Unigram
 
 from stemma.data.tokenizers import Tokenizer, load_tokenizer
 from stemma.errors import InputError
-
-sentencepiece = pytest.importorskip("sentencepiece")
 
 TOPICS = list(pydoc_data.topics.topics.values())
 LINES = [line for text in TOPICS[:40] for line in text.split("\n")]

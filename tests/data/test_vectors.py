@@ -2,13 +2,12 @@
 
 import gzip
 
+import gensim.models as gensim
 import numpy as np
 import pytest
 
 from stemma.data.vectors import FORMATS, WordVectors, map_tensor, write_directory
 from stemma.errors import InputError
-
-gensim = pytest.importorskip("gensim.models")
 
 WORDS = ["the", "of", "naïve", "日本", "</s>", "in", "New-York", "7"]
 

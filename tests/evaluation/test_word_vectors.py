@@ -77,7 +77,8 @@ def random_vectors(words, dimensions, seed):
 
 
 def test_analogies_equal_gensims(tmp_path):
-    gensim = pytest.importorskip("gensim.models")
+    import gensim.models as gensim
+
     generator = np.random.default_rng(0)
     words = [f"W{number}" if number % 3 else f"w{number}" for number in range(60)] + ["w1", "w2"]  # W1 and w1: one word
     ours, theirs = random_vectors(words, 3, 1), gensim.KeyedVectors(3)
@@ -103,7 +104,8 @@ def test_analogies_equal_gensims(tmp_path):
 
 def test_multiplied_cosines_equal_gensims(monkeypatch):
     """Its evaluation always adds, whatever function is asked for, so that each question is put to it by itself."""
-    gensim = pytest.importorskip("gensim.models")
+    import gensim.models as gensim
+
     monkeypatch.setattr(word_vectors, "MULTIPLICATIVE_FLOOR", 1e-6)  # gensim's; the paper has 1e-3
     words = [f"w{number}" for number in range(200)]
     ours, theirs = random_vectors(words, 9, 4), gensim.KeyedVectors(9)
@@ -119,7 +121,8 @@ def test_multiplied_cosines_equal_gensims(monkeypatch):
 
 
 def test_similarity_equals_gensims(tmp_path):
-    gensim = pytest.importorskip("gensim.models")
+    import gensim.models as gensim
+
     generator = np.random.default_rng(0)
     words = [f"w{number}" for number in range(50)]
     ours, theirs = random_vectors(words, 6, 2), gensim.KeyedVectors(6)

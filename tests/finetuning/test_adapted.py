@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 import transformers
@@ -23,8 +24,6 @@ from stemma.finetuning.objectives import objective_of
 from stemma.finetuning.recipe import LoRARecipe, build_recipe
 from stemma.finetuning.run import finetune, read_splits
 from stemma.training.lora import lora_layers
-
-peft = pytest.importorskip("peft")
 
 TEXTS = [row["text"] for row in ROWS]
 

@@ -104,7 +104,8 @@ def test_a_classification_prints_what_it_reached_and_again_does_nothing(run, tmp
 
 
 def test_data_sets_of_the_library_datasets(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     names = datasets.ClassLabel(names=["bad", "good"])
     whole = datasets.Dataset.from_dict({"sentence": PARTS, "kind": [number % 2 for number in range(len(PARTS))]})
@@ -128,7 +129,8 @@ def test_data_sets_of_the_library_datasets(run, tmp_path: Path, monkeypatch: pyt
 
 
 def test_tags_and_answers_of_data_sets(run, tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     tags = datasets.Features({"tokens": [datasets.Value("string")], "tags": [datasets.ClassLabel(names=["O", "B-X"])]})
     columns = {"tokens": [part.split() for part in PARTS], "tags": [[0, 1] * 2] * len(PARTS)}
     datasets.Dataset.from_dict(columns, tags).save_to_disk(tmp_path / "tagged")

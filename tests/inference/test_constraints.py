@@ -11,8 +11,6 @@ from stemma.inference.engine import Engine
 from stemma.inference.requests import Request
 from stemma.inference.sampling import Sampling
 
-pytest.importorskip("llguidance")
-
 SCHEMA = {
     "type": "object",
     "properties": {"name": {"type": "string", "maxLength": 5}, "age": {"type": "integer", "minimum": 0, "maximum": 99}},

@@ -14,7 +14,6 @@ def test_equals_attention_over_keys_in_a_row(window, key_heads, kernel, monkeypa
     if kernel == "none":
         monkeypatch.setattr(paged_attention, "_kernels", lambda: None)
     else:
-        pytest.importorskip("numba")
         monkeypatch.setattr(paged_attention, "_MANY", 0 if kernel == "threads" else 1 << 40)
         monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     torch.manual_seed(0)

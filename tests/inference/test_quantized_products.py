@@ -176,7 +176,6 @@ def test_the_weight_stands_where_a_weight_was(bits):
 
 
 def test_rows_are_rounded_alike_with_and_without_numba():
-    pytest.importorskip("numba")
     rows = torch.randn(40, 200, generator=torch.Generator().manual_seed(0)) * torch.logspace(-20, 20, 40).unsqueeze(1)
     rows[7], rows[8, 3], rows[9, 3] = 0, float("nan"), float("inf")
     (ours, our_scales), (plain, scales) = fastest_rounding()(rows), round_rows(rows)

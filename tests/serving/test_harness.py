@@ -8,8 +8,6 @@ import sys
 import pytest
 import torch
 
-pytest.importorskip("lm_eval")
-
 QUESTIONS = [
     ("the quick brown", ["fox", "dog", "sing"], 0),
     ("the lazy", ["dog", "fox jumps", "over"], 0),

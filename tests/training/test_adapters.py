@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -16,9 +18,6 @@ from stemma.families.glm.model import GLM, GLMConfig
 from stemma.families.gpt.model import GPT, GPTConfig
 from stemma.training.adapters import load_adapter, save_adapter
 from stemma.training.lora import LoRAConfig, add_lora, lora_layers, lora_parameters, merge_lora
-
-transformers = pytest.importorskip("transformers")
-peft = pytest.importorskip("peft")
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 GPT_SIZES = dict(vocab_size=61, n_positions=24, n_embd=24, n_layer=2, n_head=3)

@@ -33,7 +33,6 @@ def test_a_line_that_a_crash_cut_is_removed(tmp_path, tail):
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path):
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with MetricsLog(tmp_path / "metrics.jsonl", tensorboard=tmp_path / "events") as log:

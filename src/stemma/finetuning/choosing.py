@@ -6,6 +6,7 @@ GLM                the likelihood of the option in the blank behind the question
 T5                 the likelihood of the option's text as the target
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,12 +34,12 @@ from stemma.layers.masks import Mask
 Batch = Mapping[str, Tensor]
 
 
-class Choosing:
+class Choosing(ABC):
     """What the formulations share; `option_scores` gives a number for each option of a batch, float [options]."""
 
+    @abstractmethod
     def option_scores(self, model: Any, batch: Batch) -> Tensor:
         """Return float32 [options of all rows]."""
-        raise NotImplementedError
 
     def predict(self, model: Any, examples: Sequence[dict[str, Any]]) -> list[int]:
         """Return which option a model in eval mode chooses of each example, counted from 0."""
@@ -129,9 +130,9 @@ class LikelihoodChoosing(Choosing):
         """Return an option as it is written."""
         return option
 
+    @abstractmethod
     def rows(self, question: list[int], options: list[list[int]]) -> list[dict[str, Any]]:
         """Return what the model reads for each option, with `tokens`."""
-        raise NotImplementedError
 
     def example(self, tokens: Any, rng: np.random.Generator) -> Any:
         """Return the example as it is."""

@@ -1,5 +1,6 @@
 """What the losses of all output layers share; a GPT's goes on learning its language beside the task."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -15,7 +16,7 @@ IGNORED = -100
 
 
 @dataclass(frozen=True)
-class HeadObjective:
+class HeadObjective(ABC):
     """The mean loss of an output layer; a task says what its `nll` is, and over how many `labels`.
 
     Args:
@@ -61,6 +62,6 @@ class HeadObjective:
             sums |= {"language_model_loss/words": words.detach() * divisor, "words": int(inside.sum())}
         return loss, sums
 
+    @abstractmethod
     def nll(self, logits: Tensor, batch: Mapping[str, Tensor], label_smoothing: float = 0.0) -> Tensor:
         """Return the summed loss of a batch, float32 [], of the output layer's logits, float [reads, outputs]."""
-        raise NotImplementedError

@@ -6,6 +6,7 @@ GLM     [CLS] source [MASK] end | target         the target in the blank, in Par
 UniLM   [CLS] source [SEP] | target [SEP]        70 % of the target masked at a time (Dong et al. 2019, section 2.5)
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,9 +53,9 @@ class _Shifted(Writing):
         loss = linear_cross_entropy(hidden, model.output_weight, targets, divisor=divisor, label_smoothing=smoothing)
         return loss, {"nll": loss.detach() * divisor, "targets": (targets != IGNORED).sum()}
 
+    @abstractmethod
     def hidden(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return states, float [tokens, hidden], and the targets that they predict, int64 [tokens]."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

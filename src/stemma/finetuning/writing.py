@@ -1,6 +1,7 @@
 """Tasks whose answer is written: translations, summaries, and answers to questions; what all families share."""
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ _MOST_ROWS = 64  # texts, or beams of them, that are written at a time
 
 
 @dataclass(frozen=True)
-class Writing:
+class Writing(ABC):
     """The mean loss of the targets' tokens and of their end; what is predicted is written, greedily or by beams.
 
     Args:
@@ -54,13 +55,13 @@ class Writing:
         pairs = zip(sources, targets, strict=True)
         return [self.frame(source, target[: self.longest_target]) for source, target in pairs]
 
+    @abstractmethod
     def frame(self, source: list[int], target: list[int]) -> dict[str, Any]:
         """Return an example with `prompt`, the token ids after which the target is written, and `tokens`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write(self, model: Any, prompts: list[list[int]]) -> list[list[int]]:
         """Return the token ids of the likeliest target of each prompt, as found by the search."""
-        raise NotImplementedError
 
     def example(self, tokens: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """Return the example as it is."""

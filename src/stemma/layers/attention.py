@@ -1,5 +1,6 @@
 """Scaled dot-product attention and the multi-head module round it (Vaswani et al. 2017, section 3.2)."""
 
+from abc import ABC, abstractmethod
 from functools import cache
 from typing import Any, Protocol
 
@@ -40,16 +41,16 @@ class KeyValueCache(Protocol):
         ...
 
 
-class BufferedCache:
+class BufferedCache(ABC):
     """A cache with one buffer a layer, which is attended to as a whole."""
 
+    @abstractmethod
     def mask(self, length: int, window: int | None = None) -> Mask | None:
         """Return what the next `length` tokens may see of the cached and their own keys (None: all of them)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Write [batch, heads, length, head_dim] of the next tokens; return views of all [batch, heads, total, ...]."""
-        raise NotImplementedError
 
     def attend(
         self,

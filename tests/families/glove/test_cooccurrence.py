@@ -5,8 +5,6 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-pytest.importorskip("numba")
-
 from stemma.data import word_corpora  # noqa: E402
 from stemma.data.word_corpora import END  # noqa: E402
 from stemma.errors import InputError  # noqa: E402

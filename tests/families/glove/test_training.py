@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 
-pytest.importorskip("numba")
-
 from stemma.families.chunks import Progress  # noqa: E402
 from stemma.families.glove import training  # noqa: E402
 from stemma.families.glove.cooccurrence import RECORD  # noqa: E402

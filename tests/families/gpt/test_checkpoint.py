@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -19,8 +20,6 @@ from stemma.families.gpt.checkpoint import to_published
 from stemma.families.gpt.model import GPT, GPTConfig
 from stemma.layers.cross_entropy import linear_cross_entropy
 from stemma.layers.masks import Mask
-
-transformers = pytest.importorskip("transformers")
 
 GPT2_SHAPES = {
     "odd vocabulary": dict(vocab_size=97, n_positions=24, n_embd=32, n_layer=2, n_head=4),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -22,8 +23,6 @@ from stemma.layers.experts import load_balancing_loss
 from stemma.layers.masks import Mask
 
 from .reference import SHAPES, gradients_by_file_name, randomized, reference, saved_reference, some_tokens
-
-transformers = pytest.importorskip("transformers")
 
 SMALL = MistralConfig(
     vocabulary=70, context=40, layers=2, hidden=24, heads=4, key_value_heads=2, feed_forward=36, windows=(5,)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -18,8 +19,6 @@ from stemma.families.t5.model import T5, T5Config
 from stemma.families.t5.objective import SpanCorruption
 from stemma.layers.cross_entropy import linear_cross_entropy
 from stemma.layers.masks import Mask
-
-transformers = pytest.importorskip("transformers")
 
 # T5 1.0 and 1.1 (untied: a projection of its own is put into the file), each in two shapes.
 SHAPES = {

@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 
-pytest.importorskip("numba")
-
 from stemma.families.word2vec import kernels, sampling  # noqa: E402
 
 WORDS, SIZE, RATE = 9, 21, 0.1

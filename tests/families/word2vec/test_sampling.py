@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-pytest.importorskip("numba")
-
 from stemma.families.word2vec import kernels  # noqa: E402
 from stemma.families.word2vec.model import keep_probabilities  # noqa: E402
 from stemma.families.word2vec.sampling import (  # noqa: E402

@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 
-pytest.importorskip("numba")
-
 from stemma.data.word_corpora import END, WordCorpus  # noqa: E402
 from stemma.families.chunks import Progress  # noqa: E402
 from stemma.families.word2vec import training  # noqa: E402
