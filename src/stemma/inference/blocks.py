@@ -9,14 +9,14 @@ import numpy as np
 Content = bytes  # a digest of all tokens up to the end of a block
 
 
-def contents(tokens: Sequence[int], block: int, salt: bytes = b"") -> list[Content]:
+def contents(tokens: Sequence[int], block: int, parent: Content = b"") -> list[Content]:
     """Return what each full block of a text holds: equal for two texts as long as they begin alike.
 
     Args:
-        block: tokens of a block. salt: keeps apart what the same tokens mean to different models or requests.
+        block: tokens of a block. parent: what the block before the first holds.
     """
     array = np.asarray(tokens[: len(tokens) // block * block], dtype=np.int64).reshape(-1, block)
-    found, parent = [], salt
+    found = []
     for row in array:
         parent = hashlib.blake2b(parent + row.tobytes(), digest_size=16).digest()
         found.append(parent)

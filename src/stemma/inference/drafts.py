@@ -99,7 +99,7 @@ class DraftModel:
         rows, pieces = [rows[number] for number in order], [pieces[number] for number in order]
         tokens = self._read(pieces)
         for row, piece in zip(rows, pieces, strict=True):
-            self.cache.written(piece.pages, texts[row].tokens)
+            self.cache.written(piece.pages, texts[row].tokens, len(texts[row].tokens))
         for number in range(self.guesses):
             for row, token in zip(rows, tokens, strict=True):
                 found[row].append(token)

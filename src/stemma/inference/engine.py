@@ -118,9 +118,9 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[Update]:
         """Serve every running text once; return what is new."""
-        pieces = self._schedule()
-        if pieces:
-            self._forward(pieces)
+        self._schedule()
+        if self._pieces:
+            self._forward()
         news, self._news = self._news, []
         return news
 
@@ -165,8 +165,8 @@ class Engine:
         if not 0 <= (request.log_probabilities or 0) <= vocabulary:
             raise InputError(f"log_probabilities is {request.log_probabilities}, expected 0 to {vocabulary}")
 
-    def _schedule(self) -> list[Piece]:
-        """Return what is read in this step: single tokens first, then pieces of prompts, the oldest first."""
+    def _schedule(self) -> None:
+        """Decide what is read in this step: single tokens first, then pieces of prompts, the oldest first."""
         self._pieces: list[tuple[RunningText, Piece]] = []
         budget = self.budget
         writing = [text for text in self._running if text.unread == 1]
@@ -196,21 +196,20 @@ class Engine:
             self._running.append(text)
             budget = max(budget - count, 0)
         self._pieces.sort(key=lambda pair: not pair[1].is_short)
-        return [piece for _, piece in self._pieces]
 
     def _reserve_prompt(self, text: RunningText, budget: int) -> int:
         """Get blocks for a piece of a prompt; return its length, 0 if there is no place for it."""
         assert text.pages is not None
-        count = min(text.unread, budget)
-        if count and text.pages.length < text.whole:  # however long it is
-            count = text.whole
-            if not (self._reserve(text, count) if text in self._running else self.cache.reserve(text.pages, count)):
-                return 0
-        elif count and not self.cache.reserve(text.pages, count):
+        if not budget:
+            return 0
+        at_once = text.pages.length < text.whole
+        count = text.whole if at_once else min(text.unread, budget)
+        if self.cache.reserve(text.pages, count):
+            return count
+        if not at_once:
             count = min(count, self._sure_piece)
-            if not (self._reserve(text, count) if text in self._running else self.cache.reserve(text.pages, count)):
-                return 0
-        return count
+        found = self._reserve(text, count) if text in self._running else self.cache.reserve(text.pages, count)
+        return count if found else 0
 
     def _add(self, text: RunningText, count: int, drafts: Sequence[int] = ()) -> None:
         assert text.pages is not None
@@ -264,15 +263,16 @@ class Engine:
     def _scores_prompt(self, text: RunningText) -> bool:
         return text.request.prompt_log_probabilities and len(text.prompt_scores) < text.prompt_length
 
-    def _forward(self, pieces: Sequence[Piece]) -> None:
-        hidden, step = self.reader.hidden([text for text, _ in self._pieces], pieces)  # [total, hidden]
+    def _forward(self) -> None:
+        texts, pieces = zip(*self._pieces, strict=True)
+        hidden, step = self.reader.hidden(texts, pieces)  # [total, hidden]
         wanted: list[tuple[RunningText, int, Sequence[int]]] = []  # text, where its last token stands, guesses after it
         for (text, piece), end in zip(self._pieces, step.ends.tolist(), strict=True):
             assert text.pages is not None
             if self._scores_prompt(text):
                 self._score_prompt(text, piece, hidden[end - len(piece.tokens) : end])
             known = len(piece.tokens) - piece.drafts
-            self.cache.written(text.pages, text.tokens[: text.pages.length + known])
+            self.cache.written(text.pages, text.tokens, text.pages.length + known)
             if not text.unread:
                 wanted.append((text, end - 1 - piece.drafts, piece.tokens[known:]))
         places: list[int] = []
@@ -316,7 +316,7 @@ class Engine:
             while not self._accept(text, own[right]) and right < len(guesses) and own[right].token == guesses[right]:
                 right += 1
                 assert text.pages is not None
-                self.cache.written(text.pages, text.tokens)
+                self.cache.written(text.pages, text.tokens, len(text.tokens))
             self.guessed, self.guessed_right = self.guessed + len(guesses), self.guessed_right + right
 
     def _accept(self, text: RunningText, token: Scored) -> bool:
@@ -355,10 +355,9 @@ class Engine:
         if piece.start == 0:
             text.prompt_scores = [Scored(text.tokens[0], None)]
         following = text.tokens[piece.start + 1 : min(piece.start + len(piece.tokens) + 1, text.prompt_length)]
-        for part, tokens in zip(hidden[: len(following)].split(64), _split(following, 64), strict=True):
-            targets = torch.tensor(tokens, device=hidden.device)
-            logits = self.model.logits(part).float()
-            text.prompt_scores += _scores(logits, targets, text.request.log_probabilities or 0)
+        targets = torch.tensor(following, dtype=torch.int64, device=hidden.device)
+        for part, tokens in zip(hidden[: len(following)].split(64), targets.split(64), strict=True):
+            text.prompt_scores += _scores(self.model.logits(part).float(), tokens, text.request.log_probabilities or 0)
 
 
 def _scores(logits: Tensor, tokens: Tensor, most: int) -> list[Scored]:
@@ -369,7 +368,3 @@ def _scores(logits: Tensor, tokens: Tensor, most: int) -> list[Scored]:
         Scored(token, value, list(zip(row_ids, row_values, strict=True)))
         for token, value, row_ids, row_values in zip(tokens.tolist(), own, ids.tolist(), values.tolist(), strict=True)
     ]
-
-
-def _split(values: Sequence[int], size: int) -> list[Sequence[int]]:
-    return [values[start : start + size] for start in range(0, max(len(values), 1), size)]

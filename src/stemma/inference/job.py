@@ -19,7 +19,7 @@ from stemma.inference.encoder_decoder import SourceDecoder, reads_source
 from stemma.inference.prepacked import prepacked
 from stemma.inference.rolling_decoder import decoder_of
 from stemma.inference.sampling import Sampling, log_probabilities_of, uniforms
-from stemma.inference.text_stream import TextStream
+from stemma.inference.text_stream import TextStream, end_of_text
 
 if TYPE_CHECKING:
     from stemma.data.tokenizers import Tokenizer
@@ -101,7 +101,7 @@ class Job:
         self.model, self.tokenizer, self.sampling, self.samples = model, tokenizer, sampling, samples
         self.max_new_tokens, self.stop, self.log_probabilities = max_new_tokens, stop, log_probabilities
         self.seed = secrets.randbits(32) if seed is None else seed
-        self.end = _end_of_text(tokenizer)
+        self.end = end_of_text(tokenizer)
         self.about = reads_source(model)  # the texts are written about their prompts; else they go on with them
         if self.about:
             self.prompts = [encode_source(tokenizer, prompt) for prompt in prompts]
@@ -268,13 +268,6 @@ def _without_finished(texts: list[Text]) -> list[int]:
     for place in range(len(kept)):
         order.append(place if not texts[place].finished else kept.pop())
     return order
-
-
-def _end_of_text(tokenizer: "Tokenizer") -> int | None:
-    try:
-        return tokenizer.separator
-    except InputError:  # GPT-1's tokenizer has no such token
-        return None
 
 
 def _check(

@@ -15,6 +15,7 @@ import torch
 from stemma.inference.blocks import BlockPool, contents
 
 BLOCK = 16  # tokens
+MOST_TEXTS = 256  # of full length: a small model needs no more
 
 
 @dataclass
@@ -58,7 +59,7 @@ class PagedCache:
 
     Args:
         windows: of each layer. heads, head_dim: of the keys. memory: bytes at most, shared out so that each group can
-            hold texts of as many tokens. texts: of full length, more memory is not taken. context: longest text.
+            hold texts of as many tokens; of that no more is taken than `MOST_TEXTS` texts need. context: longest text.
             block: tokens of a block.
     """
 
@@ -70,19 +71,18 @@ class PagedCache:
         head_dim: int,
         memory: int,
         context: int,
-        texts: int = 256,
         block: int = BLOCK,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.block, self.context = block, context
+        self.block = block
         kinds = list(dict.fromkeys(windows))
         block_bytes = 2 * heads * block * head_dim * dtype.itemsize
         members = [[layer for layer, window in enumerate(windows) if window == kind] for kind in kinds]
         most = [_most_blocks(kind, context, block) for kind in kinds]  # of one text
         # As many texts of full length as fit, each with what it needs of every group; parts of one more are of use too.
         text = sum(len(layers) * blocks for layers, blocks in zip(members, most, strict=True)) * block_bytes
-        share = max(min(memory / text, texts), 1.0)
+        share = max(min(memory / text, MOST_TEXTS), 1.0)
         self.groups = []
         for kind, layers, blocks in zip(kinds, members, most, strict=True):
             count = max(int(share * blocks), blocks + 1)
@@ -97,9 +97,7 @@ class PagedCache:
         }
 
     @classmethod
-    def for_model(
-        cls, model: Any, memory: int, *, texts: int = 256, context: int | None = None, block: int = BLOCK
-    ) -> "PagedCache":
+    def for_model(cls, model: Any, memory: int, *, context: int | None = None, block: int = BLOCK) -> "PagedCache":
         """Return a cache that fits a model with `config.layers`, `.heads`, `.hidden` and `.window(layer)`.
 
         Float32 for a bfloat16 model on a CPU, whose attention is faster so.
@@ -111,7 +109,6 @@ class PagedCache:
             heads=getattr(config, "key_value_heads", config.heads),
             head_dim=getattr(config, "head_size", config.hidden // config.heads),
             memory=memory,
-            texts=texts,
             context=context or config.context,
             block=block,
             dtype=torch.float32 if widen else weight.dtype,
@@ -123,13 +120,13 @@ class PagedCache:
         """Share of the blocks that texts refer to, of the group that is fullest."""
         return max(1 - group.pool.free / group.pool.blocks for group in self.groups)
 
-    def open(self, tokens: Sequence[int] = (), salt: bytes = b"") -> Pages:
+    def open(self, tokens: Sequence[int] = ()) -> Pages:
         """Return the pages of a new text; as much of its beginning as is known already is in them.
 
         Its last token is never: somebody wants to know what follows it.
         """
         pages = Pages([np.empty(0, np.int32) for _ in self.groups], [0] * len(self.groups), [0] * len(self.groups))
-        chain = contents(tokens[: max(len(tokens) - 1, 0)], self.block, salt)
+        chain = contents(tokens[: max(len(tokens) - 1, 0)], self.block)
         known = self._known(chain)
         pages.chain, pages.named, pages.length = chain[:known], known, known * self.block
         for number, group in enumerate(self.groups):
@@ -158,17 +155,14 @@ class PagedCache:
             self._extend(pages, number, [group.pool.take() for _ in range(wanted[number])])
         return True
 
-    def written(self, pages: Pages, tokens: Sequence[int], salt: bytes = b"") -> None:
-        """Count tokens as written, give back what no later token sees, and let other texts find the full blocks.
-
-        Args:
-            tokens: of the whole text up to here.
-        """
-        pages.length = len(tokens)
+    def written(self, pages: Pages, tokens: Sequence[int], length: int) -> None:
+        """Count the first `length` tokens of a text as written, give back what no later token sees, and let other texts
+        find the full blocks."""
+        pages.length = length
         full = pages.length // self.block
         if full > pages.named:
             begin = pages.named * self.block
-            parent = pages.chain[-1] if pages.chain else salt
+            parent = pages.chain[-1] if pages.chain else b""
             pages.chain += contents(tokens[begin : full * self.block], self.block, parent)
             for number, group in enumerate(self.groups):
                 for index in range(max(pages.named, pages.first[number]), full):

@@ -14,11 +14,15 @@ from stemma.families.t5.model import T5, RelativeBias
 from stemma.inference.paged_attention import paged_attention
 from stemma.inference.paged_cache import PagedCache, Pages
 from stemma.inference.ragged import Piece, RaggedStep
+from stemma.inference.text_stream import end_of_text
 from stemma.layers.cross_attention import CrossAttention
 
 if TYPE_CHECKING:
     from stemma.data.tokenizers import Tokenizer
     from stemma.inference.requests import RunningText
+
+# Tokens of a source, and of a text about it: relative positions have no end, memory has.
+LONGEST = 2048
 
 
 class Reader(Protocol):
@@ -70,7 +74,8 @@ class CausalReader:
     shares_prefixes = scores_prompts = True
 
     def __init__(self, model: Any, tokenizer: "Tokenizer", memory: int) -> None:
-        self.model, self.ends = model, end_tokens(tokenizer)
+        self.model, end = model, end_of_text(tokenizer)
+        self.ends = frozenset() if end is None else frozenset([end])
         self.cache = PagedCache.for_model(model, memory)
         self.context: int = model.config.context
 
@@ -154,7 +159,8 @@ class SourceReader:
     shares_prefixes = scores_prompts = False
 
     def __init__(self, model: T5, tokenizer: "Tokenizer", memory: int) -> None:
-        self.model, self.ends, self.separator = model, end_tokens(tokenizer), tokenizer.separator
+        self.model, self.separator = model, tokenizer.separator
+        self.ends = frozenset([self.separator])
         config, weight = model.config, model.output_weight
         layers = config.layers if config.decoder_layers is None else config.decoder_layers
         widen = weight.device.type == "cpu" and weight.dtype == torch.bfloat16
@@ -166,15 +172,13 @@ class SourceReader:
             "dtype": torch.float32 if widen else weight.dtype,
             "device": weight.device,
         }
-        self.most = config.context if hasattr(config, "context") else 512
-        self.cache = PagedCache(**shape, context=self.most)
-        self.sources = PagedCache(**shape, context=self.most)
+        self.cache, self.sources = PagedCache(**shape, context=LONGEST), PagedCache(**shape, context=LONGEST)
         self._pages: dict[RunningText, Pages] = {}
 
     def begin(self, prompt: Sequence[int]) -> tuple[list[int], int]:
         """See `Reader`."""
-        if len(prompt) + 1 > self.most:
-            raise InputError(f"the prompt has {len(prompt)} tokens, expected fewer than {self.most}")
+        if len(prompt) >= LONGEST:
+            raise InputError(f"the prompt has {len(prompt)} tokens, expected fewer than {LONGEST}")
         return [self.model.config.start], 0
 
     def draws_by(self, prompt: Sequence[int]) -> Sequence[int]:
@@ -183,7 +187,7 @@ class SourceReader:
 
     def most_new(self, begun: int) -> int:
         """See `Reader`."""
-        return self.most
+        return LONGEST
 
     def open(self, text: "RunningText") -> bool:
         """See `Reader`."""
@@ -205,7 +209,7 @@ class SourceReader:
         for layer, made in enumerate(self.model.source_keys_and_values(encoded)):
             for buffer, new in zip((group.keys[layer], group.values[layer]), made, strict=True):
                 buffer[blocks, :, offset] = new[0].transpose(0, 1).to(buffer.dtype)
-        self.sources.written(pages, tokens)
+        self.sources.written(pages, tokens, len(tokens))
         self._pages[text] = pages
         return True
 
@@ -269,11 +273,3 @@ def reader_of(model: Any, tokenizer: "Tokenizer", memory: int) -> Reader:
     if hasattr(model, "logits") and hasattr(model.config, "window"):
         return CausalReader(model, tokenizer, memory)
     raise InputError(f"{type(model).__name__} writes no text: the engine serves GPT, Mistral, Mixtral, GLM and T5")
-
-
-def end_tokens(tokenizer: "Tokenizer") -> frozenset[int]:
-    """Return the ids that end a text."""
-    try:
-        return frozenset([tokenizer.separator])
-    except InputError:  # GPT-1's tokenizer has no such token
-        return frozenset()

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from stemma.errors import InputError
+
 if TYPE_CHECKING:
     from stemma.data.tokenizers import Tokenizer
 
@@ -73,6 +75,14 @@ class StopMatcher:
         """Return what was held back: no more text comes, so no stop string begins there."""
         held, self._held = self._held, ""
         return held
+
+
+def end_of_text(tokenizer: "Tokenizer") -> int | None:
+    """Return the id that ends a text, None if there is none."""
+    try:
+        return tokenizer.separator
+    except InputError:  # GPT-1's tokenizer has no such token
+        return None
 
 
 def _overlap(text: str, stop: str) -> int:

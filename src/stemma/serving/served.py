@@ -17,6 +17,7 @@ from stemma.inference.drafts import drafter_named
 from stemma.inference.embeddings import sentence_settings
 from stemma.inference.engine import CACHE_BYTES, Engine
 from stemma.inference.quantization import Kind, quantize_
+from stemma.inference.readers import LONGEST
 from stemma.serving.chat_template import ChatTemplate
 from stemma.serving.token_texts import TokenTexts, special_finder
 
@@ -58,7 +59,7 @@ class Served:
         """Tokens of the longest text that the engine reads."""
         assert self.engine is not None
         reader: Any = self.engine.reader
-        return int(getattr(reader, "context", None) or reader.most)
+        return int(getattr(reader, "context", LONGEST))
 
     @property
     def goes_on(self) -> bool:
