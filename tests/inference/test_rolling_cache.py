@@ -107,7 +107,7 @@ def test_the_buffers_do_not_depend_on_the_pieces():
 
 @torch.inference_mode()
 def test_position_i_lies_in_slot_i_mod_w_and_is_written_in_place():
-    cache = RollingCache(layers=1, heads=1, head_dim=2, rows=2, capacity=100, windows=[4])
+    cache = RollingCache(heads=1, head_dim=2, rows=2, capacity=100, windows=[4])
     address = cache.keys[0].data_ptr()
     # Row 1 begins with a piece of 6 tokens, of which a window of 4 keeps the last.
     view = cache.pieces([1], [6])
@@ -145,7 +145,7 @@ def test_memory_is_constant_over_twenty_windows():
 
 
 def test_a_layer_without_window_has_a_limit():
-    cache = RollingCache(layers=2, heads=1, head_dim=2, rows=1, capacity=3, windows=[2, None])
+    cache = RollingCache(heads=1, head_dim=2, rows=1, capacity=3, windows=[2, None])
     cache.advance(3)
     with pytest.raises(ValueError, match="a text of 4 tokens in a cache for 3"):
         cache.advance(1)

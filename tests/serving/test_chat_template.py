@@ -81,3 +81,15 @@ def test_tokens_as_text(kind):
         texts.text(token).encode() == texts.bytes(token) or texts.text(token).startswith("bytes:\\x")
         for token in tokens
     )
+
+
+def test_json_is_written_as_transformers_does(tokenizer, tmp_path):
+    """With the options that its filter takes."""
+    template = "{{ messages[0].content | tojson(separators=(',', ':'), sort_keys=true, ensure_ascii=false) }}"
+    template += "{{ messages[0] | tojson(indent=2) }}{{ messages[0].content | tojson(ensure_ascii=true) }}"
+    messages = [{"role": "user", "content": [{"b": 1, "a": "öl"}]}]
+    tokenizer.save(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(template)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(messages, tokenize=False)
+    ours = ChatTemplate.read(tmp_path).write(messages, tokenizer)
+    assert ours == theirs and '"a":"öl"' in ours

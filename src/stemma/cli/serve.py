@@ -11,7 +11,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: reachable from outside.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
     name: Annotated[
-        str | None, typer.Option(help="By which clients call the model.", show_default="the last part of its path")
+        str | None, typer.Option(help="By which clients call the model.", show_default="MODEL as given")
     ] = None,
     api_key: Annotated[
         list[str] | None,

@@ -1,17 +1,18 @@
 """Published tensors <-> parameters of ours, both ways, by one table that each family writes down."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from stemma.errors import InputError
+from stemma.errors import InputError, closest
 from stemma.families.directory import StoredTensors
 
 Model = TypeVar("Model", bound=nn.Module)
+Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
@@ -114,3 +115,39 @@ def _check_tensor(stored: Stored, tensor: Tensor, shapes: Sequence[torch.Size], 
 
 def _place(tensors: Mapping[str, Tensor], name: str) -> str:
     return str(tensors.file(name)) if isinstance(tensors, StoredTensors) else "checkpoint"
+
+
+# Keys of config.json that are the library's, not a family's; the last three are of an output layer.
+_GENERAL = frozenset(
+    ("model_type", "architectures", "dtype", "bos_token_id", "eos_token_id", "pad_token_id")
+    + ("id2label", "label2id", "problem_type")
+)
+
+
+def own_config(published: Mapping[str, Any], kind: type[Config]) -> Config:
+    """Return a configuration of ours that stands in config.json by its own names.
+
+    Raises:
+        InputError: a key that it does not have.
+    """
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    given = {key: value for key, value in published.items() if key not in _GENERAL}
+    for key in given:
+        if key not in known:
+            raise InputError(f"config.json: unknown key '{key}' for {published['model_type']}{closest(key, known)}")
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
+
+
+def require_counts(values: Mapping[str, Any], keys: Iterable[str]) -> None:
+    """Raise InputError if a value of config.json is no positive whole number."""
+    for key in keys:
+        value = values.get(key)
+        if type(value) is not int or value < 1:
+            raise InputError(f"config.json: {key} is {value!r}, expected a positive whole number")
+
+
+def refuse_set(values: Mapping[str, Any], keys: Iterable[str], where: object = "config.json") -> None:
+    """Raise InputError if an option is set by which a model computes something else than ours."""
+    for key in keys:
+        if values.get(key):
+            raise InputError(f"{where}: {key} is set, which this library does not compute")

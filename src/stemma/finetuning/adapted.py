@@ -5,7 +5,6 @@ where the base has none), and the embeddings of the special tokens that a GPT is
 PEFT's model needs these tokens before it takes the adapter: `model.resize_token_embeddings(len(tokenizer))`.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from stemma.data.tokenizers import Tokenizer
 from stemma.errors import InputError
 from stemma.families.bert import checkpoint as bert_checkpoint
 from stemma.families.bert.model import BERT
+from stemma.families.directory import read_json
 from stemma.families.gpt.model import GPT
 from stemma.families.t5.model import T5
 from stemma.finetuning.heads import WithHead
@@ -68,7 +68,7 @@ def load_adapted(directory: Path, tokenizer: Tokenizer, device: Any) -> tuple[An
     Raises:
         InputError: the base is not there, or the adapters do not fit it.
     """
-    base = json.loads((directory / CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    base = read_json(directory / CONFIG).get("base_model_name_or_path")
     try:
         backbone = families.load(str(base), dtype=torch.float32)
     except InputError as error:

@@ -22,6 +22,7 @@ from stemma.data.tokenizers import Tokenizer
 from stemma.families.glm.examples import IGNORED, filled_example
 from stemma.families.glm.examples import collate as collate_glm
 from stemma.families.glm.model import GLM
+from stemma.families.glm.objective import target_states
 from stemma.families.glm.tokens import GLMTokens
 from stemma.families.t5.model import T5
 from stemma.families.t5.objective import SpanCorruption
@@ -177,10 +178,7 @@ class GLMChoosing(LikelihoodChoosing):
 
     def option_scores(self, model: GLM, batch: Batch) -> Tensor:
         """See `Choosing`."""
-        mask, targets = Mask(causal=True, prefix_lengths=batch["context_lengths"]), batch["targets"]
-        places = (targets != IGNORED).flatten().nonzero().squeeze(1)
-        states = model.hidden(batch["tokens"], batch["positions"], mask, places=places)
-        return _log_likelihoods(model, states, targets)
+        return log_likelihoods(model, target_states(model, batch)[0], batch["targets"])
 
 
 @dataclass(frozen=True)
@@ -206,10 +204,10 @@ class T5Choosing(LikelihoodChoosing):
         encoded = encoded.repeat_interleave(options, 0)
         padding = None if padding is None else padding.repeat_interleave(options, 0)
         hidden = model.decode(model.shifted(batch["target"]), encoded, source_padding=padding)
-        return _log_likelihoods(model, hidden[batch["target"] != IGNORED], batch["target"])
+        return log_likelihoods(model, hidden[batch["target"] != IGNORED], batch["target"])
 
 
-def _log_likelihoods(model: Any, states: Tensor, targets: Tensor) -> Tensor:
+def log_likelihoods(model: Any, states: Tensor, targets: Tensor) -> Tensor:
     """Return the sum of the targets' log-probabilities in each row, float32 [rows], by the states that predict them."""
     learned = targets != IGNORED
     logits = model.logits(states).float()

@@ -12,11 +12,12 @@ from torch import Tensor
 from stemma.data.labelled import LabelledData
 from stemma.data.tokenizers import Tokenizer
 from stemma.errors import InputError
-from stemma.families.glm.examples import IGNORED, Example, collate, filled_example
+from stemma.families.glm.examples import Example, collate, filled_example
 from stemma.families.glm.model import GLM
+from stemma.families.glm.objective import target_states
 from stemma.families.glm.tokens import GLMTokens
+from stemma.finetuning.choosing import log_likelihoods
 from stemma.finetuning.patterns import FIELDS, MASK, check_pattern, fill_pattern
-from stemma.layers.masks import Mask
 
 PATTERNS = ("{text} It is [MASK].", "{text} [MASK], {pair}")  # of a text, of a pair
 
@@ -113,16 +114,9 @@ class ClozeClassification:
 
     def scores(self, model: GLM, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the log-probability of each label's word, float32 [batch, outputs] (up to a constant of the row)."""
-        mask = Mask(causal=True, prefix_lengths=batch["context_lengths"])
-        targets = batch["targets"]
-        places = (targets != IGNORED).flatten().nonzero().squeeze(1)
         # Where words are one token, the start token is the only one with a target.
-        states = model.hidden(batch["tokens"], batch["positions"], mask, places=places)
+        states, _ = target_states(model, batch)
         if self.single:
             words = torch.tensor([word[0] for word in self.words], device=states.device)
             return F.linear(states, model.output_weight[words].to(states.dtype)).float()
-        chosen = model.logits(states).float().log_softmax(-1).gather(1, targets.flatten()[places].unsqueeze(1))
-        rows = places // targets.shape[1]
-        return (
-            torch.zeros(len(targets), device=states.device).index_add(0, rows, chosen.squeeze(1)).view(-1, self.outputs)
-        )
+        return log_likelihoods(model, states, batch["targets"]).view(-1, self.outputs)

@@ -19,6 +19,7 @@ from torch import Tensor
 from stemma.families.bert.tokens import BERTTokens
 from stemma.families.glm.examples import collate as collate_glm
 from stemma.families.glm.examples import filled_example
+from stemma.families.glm.objective import target_states
 from stemma.families.glm.tokens import GLMTokens
 from stemma.families.t5.objective import SpanCorruption
 from stemma.families.unilm.objective import ClozeMixture
@@ -32,7 +33,6 @@ from stemma.inference.infilling import fill_contexts
 from stemma.inference.masked_decoding import MaskedDecoder
 from stemma.inference.sampling import Sampling
 from stemma.layers.cross_entropy import linear_cross_entropy
-from stemma.layers.masks import Mask
 
 Batch = Mapping[str, Tensor]
 Loss = tuple[Tensor, dict[str, Tensor | float]]
@@ -113,9 +113,7 @@ class GLMWriting(_Shifted):
 
     def hidden(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """See `_Shifted.hidden`."""
-        mask, targets = Mask(causal=True, prefix_lengths=batch["context_lengths"]), batch["targets"].flatten()
-        places = (targets != IGNORED).nonzero().squeeze(1)
-        return model.hidden(batch["tokens"], batch["positions"], mask, places=places), targets[places]
+        return target_states(model, batch)
 
     def write(self, model: Any, prompts: list[list[int]]) -> list[list[int]]:
         """See `Writing.write`."""

@@ -24,7 +24,7 @@ class RollingCache(BufferedCache):
     of min(window, capacity) numbers, however long the texts become.
 
     Args:
-        layers, heads, head_dim: the model's; heads: of the keys. rows: most rows at a time.
+        heads, head_dim: of the keys. rows: most rows at a time.
         capacity: longest text if a layer has no window, or a longer one; else texts have no limit.
         windows: how many tokens each layer sees back, its own included; None: all.
     """
@@ -32,7 +32,6 @@ class RollingCache(BufferedCache):
     def __init__(
         self,
         *,
-        layers: int,
         heads: int,
         head_dim: int,
         rows: int,
@@ -43,13 +42,12 @@ class RollingCache(BufferedCache):
     ) -> None:
         self.windows, self.capacity = list(windows), capacity
         self.sizes = [self._size(window) for window in self.windows]
-        if len(self.sizes) != layers:
-            raise ValueError(f"{len(self.sizes)} windows for {layers} layers")
         self.limit = capacity if any(window is None or window > capacity for window in windows) else None
         # Zeros, because what a mask hides is still multiplied: a stray NaN in an empty slot would spread.
         self.keys = [torch.zeros(rows, heads, size, head_dim, dtype=dtype, device=device) for size in self.sizes]
         self.values = [torch.zeros_like(keys) for keys in self.keys]
         self._slots = torch.arange(max(self.sizes), device=device)
+        self._none = torch.tensor(-1, device=device)
         self.begin(rows)
 
     @classmethod
@@ -61,7 +59,6 @@ class RollingCache(BufferedCache):
         config, weight = model.config, model.output_weight
         widen = weight.device.type == "cpu" and weight.dtype == torch.bfloat16
         return cls(
-            layers=config.layers,
             heads=config.key_value_heads,
             head_dim=config.head_size,
             rows=rows,
@@ -184,7 +181,6 @@ class RollingCache(BufferedCache):
         # int64 [rows, 1], or [1] where all are alike: the positions of the next tokens.
         next_positions = [[count] for count in lengths] if ragged else [self._longest]
         self._next = torch.tensor(next_positions, device=device)
-        self._none = torch.tensor(-1, device=device)
         self._masks: dict[int, Mask | None] = {}
         self._indices: dict[int, Tensor] = {}
 

@@ -22,6 +22,7 @@ from stemma.inference.infilling import continue_text
 from stemma.inference.rolling_cache import RollingCache
 from stemma.insights.passages import draw_choices, draw_passages, make_blanks, make_several_blanks
 from stemma.insights.plan import Plan
+from stemma.layers.experts import expert_shares
 
 
 @torch.inference_mode()
@@ -114,8 +115,7 @@ def used_experts(routings: Sequence[torch.Tensor], chosen: int) -> float:
     Args:
         routings: of each layer, float [tokens, experts], the logits of its router. chosen: experts a token meets.
     """
-    counts = [routing.topk(chosen).indices.flatten().bincount(minlength=routing.shape[1]) for routing in routings]
-    shares = torch.stack([count / count.sum() for count in counts])
+    shares = torch.stack([expert_shares(routing, chosen) / chosen for routing in routings])
     return float(torch.special.entr(shares).sum(-1).exp().mean())
 
 

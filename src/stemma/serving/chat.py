@@ -166,13 +166,11 @@ class _Answer:
 
     async def events(self) -> AsyncGenerator[str]:
         """Yield the role of each choice, then its text in pieces, then why it ended."""
-        options = self.body.stream_options
-        with_usage = options is not None and options.include_usage
         texts = [Text() for _ in range(self.body.n)]
         held = [self.calls_tools] * self.body.n  # texts that may turn out to be calls of tools
         pending: list[list[Scored]] = [[] for _ in texts]
         for number in range(self.body.n):
-            yield self._event(number, {"role": "assistant", "content": ""}, with_usage=with_usage)
+            yield self._event(number, {"role": "assistant", "content": ""})
         async for _, update in self.ticket.updates():
             number, text = update.sample, texts[update.sample]
             text.add(update)
@@ -184,16 +182,16 @@ class _Answer:
                 calls = self._parsed(text)[1] if text.finish_reason else []
                 if calls:
                     delta = {"tool_calls": [{"index": place, **call} for place, call in enumerate(calls)]}
-                    yield self._event(number, delta, pending[number], with_usage=with_usage)
-                    yield self._event(number, {}, reason="tool_calls", with_usage=with_usage)
+                    yield self._event(number, delta, pending[number])
+                    yield self._event(number, {}, reason="tool_calls")
                     continue
                 held[number], piece = False, text.text
             if piece or (self.body.logprobs and pending[number]):
-                yield self._event(number, {"content": piece}, pending[number], with_usage=with_usage)
+                yield self._event(number, {"content": piece}, pending[number])
             pending[number] = []
             if update.finish_reason:
-                yield self._event(number, {}, reason=REASONS[update.finish_reason], with_usage=with_usage)
-        if with_usage:
+                yield self._event(number, {}, reason=REASONS[update.finish_reason])
+        if self.body.with_usage:
             counts = usage(self.ticket.requests, sum(len(text.tokens) for text in texts), texts[0].reused)
             head = {**self.head, "object": "chat.completion.chunk"}
             yield json.dumps({**head, "choices": [], "usage": counts}, ensure_ascii=False)
@@ -204,10 +202,8 @@ class _Answer:
         delta: dict[str, Any],
         scored: Sequence[Scored] = (),
         reason: str | None = None,
-        *,
-        with_usage: bool,
     ) -> str:
         logprobs = {"content": self._logprobs(scored), "refusal": None} if self.body.logprobs and scored else None
         choice = {"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         event = {**self.head, "object": "chat.completion.chunk", "choices": [choice]}
-        return json.dumps(event | ({"usage": None} if with_usage else {}), ensure_ascii=False)
+        return json.dumps(event | ({"usage": None} if self.body.with_usage else {}), ensure_ascii=False)

@@ -12,6 +12,7 @@ from typing import Any
 
 from stemma.data.tokenizers import Tokenizer
 from stemma.errors import InputError
+from stemma.families.directory import read_json
 from stemma.serving.token_texts import unspecial
 
 
@@ -58,16 +59,16 @@ class ChatTemplate:
         Raises:
             InputError: a file that cannot be read, or is broken.
         """
-        configuration = _read_json(directory / "tokenizer_config.json")
+        configuration = _content(directory / "tokenizer_config.json")
         names = {role: _name(value) for role, value in configuration.items() if role.endswith("_token")}
         texts = {role: text for role, text in names.items() if text is not None}
-        for path in [file] if file else [directory / "chat_template.jinja"]:
-            if file or path.is_file():
-                try:
-                    return cls(path.read_text(encoding="utf-8"), texts, str(path))
-                except (OSError, UnicodeDecodeError) as error:
-                    raise InputError(f"{path}: not a template that can be read ({error})") from error
-        found = configuration.get("chat_template") or _read_json(directory / "chat_template.json").get("chat_template")
+        path = file or directory / "chat_template.jinja"
+        if file or path.is_file():
+            try:
+                return cls(path.read_text(encoding="utf-8"), texts, str(path))
+            except (OSError, UnicodeDecodeError) as error:
+                raise InputError(f"{path}: not a template that can be read ({error})") from error
+        found = configuration.get("chat_template") or _content(directory / "chat_template.json").get("chat_template")
         if isinstance(found, list):  # several, by name
             found = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}.get(
                 "default"
@@ -99,8 +100,8 @@ def _unspecial(value: Any, tokenizer: Tokenizer) -> Any:
     return value
 
 
-def _to_json(value: Any, indent: int | None = None, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _to_json(value: Any, **options: Any) -> str:
+    return json.dumps(value, **{"ensure_ascii": False, **options})
 
 
 def _refuse(message: str) -> None:
@@ -114,11 +115,5 @@ def _name(value: Any) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not JSON that can be read ({error})") from error
-    return content if isinstance(content, dict) else {}
+def _content(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}

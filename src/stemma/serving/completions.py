@@ -56,7 +56,7 @@ def _prompts(body: CompletionBody, served: Served) -> tuple[list[str], list[list
         given = [given]
     if isinstance(given[0], str):
         return given, served.encode_prompts(given)
-    return [served.decode(tokens) for tokens in given] if body.echo else [""] * len(given), given
+    return [served.tokenizer.decode(tokens) for tokens in given] if body.echo else [""] * len(given), given
 
 
 class _Answer:
@@ -107,9 +107,7 @@ class _Answer:
 
     async def events(self) -> AsyncGenerator[str]:
         """Yield the answer in pieces."""
-        options = self.body.stream_options
-        with_usage = options is not None and options.include_usage
-        rest: dict[str, Any] = {"usage": None} if with_usage else {}
+        rest: dict[str, Any] = {"usage": None} if self.body.with_usage else {}
         sent: dict[tuple[int, int], int] = {}  # characters of each choice
         generated = reused = 0
         async for number, update in self.ticket.updates():
@@ -130,6 +128,6 @@ class _Answer:
                     "finish_reason": REASONS[update.finish_reason] if update.finish_reason else None,
                 }
                 yield json.dumps({**self.head, "choices": [choice], **rest}, ensure_ascii=False)
-        if with_usage:
+        if self.body.with_usage:
             counts = usage(self.ticket.requests, generated, reused)
             yield json.dumps({**self.head, "choices": [], "usage": counts}, ensure_ascii=False)

@@ -16,6 +16,7 @@ from stemma.serving.limits import Limits
 Result = TypeVar("Result")
 
 LEFT = 499  # as nginx calls it: the client has closed the connection before it was answered
+_SILENCE = 15.0  # seconds after which a stream gets a comment line, so that nobody between closes it
 _LAST_WORDS = 5.0  # seconds for an error to reach a client that reads slowly
 
 
@@ -84,7 +85,7 @@ class EventStream(Response):
         try:
             while True:
                 pending = pending or asyncio.create_task(_next(events))
-                done, _ = await asyncio.wait({pending}, timeout=self._limits.keep_alive_comment)
+                done, _ = await asyncio.wait({pending}, timeout=_SILENCE)
                 if not done:
                     await _send(send, ": keep-alive\n\n")
                     continue

@@ -31,13 +31,13 @@ class Conversation:
     def __post_init__(self) -> None:
         if self.served.engine is None:
             raise InputError(f"{self.served.name}: a {self.served.family} model writes no text")
-        self.messages: list[dict[str, str]] = []
-        self.forgotten = 0
         self.clear()
 
     def clear(self) -> None:
         """Begin anew."""
-        self.messages = [] if self.system is None else [{"role": "system", "content": self.system}]
+        self.messages: list[dict[str, str]] = (
+            [] if self.system is None else [{"role": "system", "content": self.system}]
+        )
         self.forgotten = 0
 
     def answer(self, text: str) -> Generator[str]:

@@ -49,12 +49,10 @@ def _rows(body: EmbeddingBody, served: Served) -> list[list[int]]:
         given = [given]
     rows: list[list[int]] = served.tokenizer.encode_batch(given) if isinstance(given[0], str) else given
     for row in rows:
-        check_tokens(row or [0], served, "input")
+        check_tokens(row, served, "input")
         if served.context is not None and len(row) > served.context:
             message = f"a text has {len(row)} tokens, the model's context is {served.context}"
             raise wrong("input", message, "context_length_exceeded")
-        if not row:
-            raise wrong("input", "a text is empty")
     return rows
 
 

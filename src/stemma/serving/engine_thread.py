@@ -114,10 +114,10 @@ class EngineThread:
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
-    def stop(self, seconds: float = 5.0) -> None:
-        """End the thread after its current step; wait for that at most so long."""
+    def stop(self) -> None:
+        """End the thread after its current step; wait for that a few seconds at most."""
         self._inbox.put(None)
-        self._thread.join(seconds)
+        self._thread.join(5.0)
 
     @property
     def state(self) -> str:

@@ -15,7 +15,7 @@ class Limits:
         body: bytes of a request. queue: texts that wait beside those that are written. texts: of one request (prompts
             times samples). deadline: seconds for a request, its time in the queue included. header_seconds: for a
             connection to send a request's headers, and then for each part of its body. grace: seconds that running
-            requests get after SIGTERM. keep_alive_comment: seconds of silence after which a stream gets a comment line.
+            requests get after SIGTERM.
     """
 
     body: int = 4 * 2**20
@@ -24,4 +24,3 @@ class Limits:
     deadline: float = 600.0
     header_seconds: float = 10.0
     grace: float = 30.0
-    keep_alive_comment: float = 15.0

@@ -66,7 +66,7 @@ def engine_requests(
             max_new_tokens=context if max_tokens is None else max_tokens,
             sampling=sampling,
             preferences=Preferences(body.presence_penalty, body.frequency_penalty, body.logit_bias),
-            stop=[body.stop] if isinstance(body.stop, str) else body.stop,
+            stop=body.stop,
             samples=samples,
             seed=seed,
             log_probabilities=None if log_probabilities is None else min(log_probabilities, served.vocabulary),

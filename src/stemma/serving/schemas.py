@@ -120,6 +120,11 @@ class Generating(OpenAIBody):
     repetition_penalty: Number = Field(1.0, ge=0.01, le=100)
     ignore_eos: bool = Field(False, strict=True)
 
+    @property
+    def with_usage(self) -> bool:
+        """Whether a stream ends with the counts of its tokens."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
     @model_validator(mode="after")
     def _options_belong_to_a_stream(self) -> "Generating":
         if self.stream_options is not None and not self.stream:

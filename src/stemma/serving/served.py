@@ -80,10 +80,6 @@ class Served:
         except InputError:
             return []
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Return the text of tokens, special ones left out."""
-        return self.tokenizer.decode(tokens)
-
 
 def load_served(
     path_or_hub_id: str,

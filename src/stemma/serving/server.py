@@ -28,11 +28,11 @@ _LAST_WORDS = 6  # seconds after the grace for answers that say that it is over
 def serve(
     load: Callable[[], Served],
     *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    limits: Limits | None = None,
-    keys: Sequence[str] = (),
-    origins: Sequence[str] = (),
+    host: str,
+    port: int,
+    limits: Limits,
+    keys: Sequence[str],
+    origins: Sequence[str],
 ) -> int:
     """Serve a model until SIGTERM or SIGINT, and return the exit code: 0, or 1 if the model's thread has died.
 
@@ -43,7 +43,6 @@ def serve(
     Raises:
         InputError: the model cannot be loaded, or the address cannot be used.
     """
-    limits = limits or Limits()
     _log_as_json()
     server: _Server | None = None
 

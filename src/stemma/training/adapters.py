@@ -36,7 +36,7 @@ from stemma.families.mistral import checkpoint as mistral_checkpoint
 from stemma.families.mistral.model import Mistral
 from stemma.families.t5 import checkpoint as t5_checkpoint
 from stemma.families.t5.model import T5
-from stemma.families.weights import Stored
+from stemma.families.weights import Stored, refuse_set
 from stemma.files import write_whole
 from stemma.layers.linear import Linear
 from stemma.layers.lora import LoRALinear
@@ -365,9 +365,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     kind = config.get("peft_type") if isinstance(config, dict) else None
     if kind != "LORA":
         raise InputError(f"{path}: peft_type is {kind!r}, expected 'LORA'")
-    for key in _UNSUPPORTED:
-        if config.get(key):
-            raise InputError(f"{path}: {key} is set, which this library does not compute")
+    refuse_set(config, _UNSUPPORTED, path)
     if (bias := config.get("bias", "none")) != "none":
         raise InputError(f"{path}: bias is {bias!r}, expected 'none'")
     begin = config.get("init_lora_weights")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stemma.errors import InputError
 from stemma.families.bert.model import BERT, BERTConfig, MaskedHead, NextSentence, Pooler, initialize
-from stemma.families.weights import Stored, build_empty, fill, publish
+from stemma.families.weights import Stored, build_empty, fill, publish, refuse_set, require_counts
 
 logger = logging.getLogger(__name__)
 
@@ -167,12 +167,8 @@ def _is_tied(published: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> boo
 
 def _config(published: Mapping[str, Any], tied: bool) -> BERTConfig:
     published = {**_DEFAULTS, **published}
-    for key in _SIZES:
-        if not isinstance(published[key], int) or published[key] < 1:
-            raise InputError(f"config.json: {key} is {published[key]!r}, expected a positive whole number")
-    for key in ("is_decoder", "add_cross_attention", "quantization_config", "pruned_heads"):
-        if published.get(key):
-            raise InputError(f"config.json: {key} is set, which this library does not compute")
+    require_counts(published, _SIZES)
+    refuse_set(published, ("is_decoder", "add_cross_attention", "quantization_config", "pruned_heads"))
     kind = published.get("position_embedding_type", "absolute")
     if kind != "absolute":
         raise InputError(f"config.json: position_embedding_type {kind!r} is not supported, expected 'absolute'")

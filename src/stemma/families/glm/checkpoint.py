@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stemma.errors import InputError
 from stemma.families.glm.model import GLM, GLMConfig
-from stemma.families.weights import Stored, build_empty, fill, publish
+from stemma.families.weights import Stored, build_empty, fill, publish, refuse_set, require_counts
 
 MODEL_TYPES = ("glm",)
 
@@ -104,13 +104,9 @@ def _config(published: Mapping[str, Any]) -> GLMConfig:
             "'glm'; expected GLM as in THUDM/glm-large (num_layers)"
         )
     published = {**_DEFAULTS, **published}
-    for key in _SIZES:
-        if not isinstance(published[key], int) or published[key] < 1:
-            raise InputError(f"config.json: {key} is {published[key]!r}, expected a positive whole number")
+    require_counts(published, _SIZES)
     # `attention_scale` needs nothing from us: scores are divided and multiplied by it, for the sake of float16.
-    for key in ("relative_encoding", "spell_length", "quantization_config"):
-        if published.get(key):
-            raise InputError(f"config.json: {key} is set, which this library does not compute")
+    refuse_set(published, ("relative_encoding", "spell_length", "quantization_config"))
     dropout, embedding_dropout = published["output_dropout_prob"], published["embedding_dropout_prob"]
     if dropout != embedding_dropout:
         raise InputError(

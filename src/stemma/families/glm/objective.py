@@ -208,6 +208,14 @@ class BlankInfilling:
         return np.concatenate([sample[:1], text[start:stop]])
 
 
+def target_states(model: GLM, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the states that predict a target, float [targets, hidden], and these, int64 [targets]; of the last layer
+    no others are computed."""
+    mask, targets = Mask(causal=True, prefix_lengths=batch["context_lengths"]), batch["targets"].flatten()
+    places = (targets != IGNORED).nonzero().squeeze(1)
+    return model.hidden(batch["tokens"], batch["positions"], mask, places=places), targets[places]
+
+
 def part_b_loss(model: GLM, batch: Mapping[str, Tensor], divisor: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the summed negative log-likelihood of a batch's targets / divisor, and the sums to report.
 

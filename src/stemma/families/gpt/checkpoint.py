@@ -8,15 +8,15 @@ instead of computing something else. Where the band is as wide as the context, t
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from stemma.errors import InputError, closest
+from stemma.errors import InputError
 from stemma.families.gpt.model import GPT, GPTConfig
-from stemma.families.weights import Stored, build_empty, fill, publish
+from stemma.families.weights import Stored, build_empty, fill, own_config, publish, refuse_set, require_counts
 
 OWN_TYPE = "stemma-gpt"
 MODEL_TYPES = ("gpt2", "openai-gpt", OWN_TYPE)
@@ -96,7 +96,7 @@ def from_published(
     """
     ignored: set[str] = set()
     if published["model_type"] == OWN_TYPE:
-        config = _own_config(published)
+        config = own_config(published, GPTConfig)
     else:
         published = {_ALIASES.get(key, key): value for key, value in published.items()}
         ignored = {name for name in tensors if _BUFFER.fullmatch(name)}
@@ -157,25 +157,8 @@ def _config(published: Mapping[str, Any], tied: bool) -> GPTConfig:
 def _refuse_unsupported(published: Mapping[str, Any]) -> None:
     # reorder_and_upcast_attn needs nothing from us: it asks for scores and softmax in float32, as every kernel of
     # scaled_dot_product_attention computes them.
-    for key in ("vocab_size", "n_positions", "n_layer", "n_embd", "n_head"):
-        if not isinstance(published[key], int) or published[key] < 1:
-            raise InputError(f"config.json: {key} is {published[key]!r}, expected a positive whole number")
-    for key in ("add_cross_attention", "quantization_config", "pruned_heads"):
-        if published.get(key):
-            raise InputError(f"config.json: {key} is set, which this library does not compute")
-
-
-def _own_config(published: Mapping[str, Any]) -> GPTConfig:
-    known = {field.name for field in fields(GPTConfig)}
-    general = {"model_type", "architectures", "dtype", "bos_token_id", "eos_token_id", "pad_token_id"}
-    general |= {"id2label", "label2id", "problem_type"}  # of an output layer on it
-    given = {key: value for key, value in published.items() if key not in general}
-    for key in given:
-        if key not in known:
-            raise InputError(f"config.json: unknown key '{key}' for {OWN_TYPE}{closest(key, known)}")
-    if "attention_pattern" in given:
-        given["attention_pattern"] = tuple(given["attention_pattern"])
-    return GPTConfig(**given)
+    require_counts(published, ("vocab_size", "n_positions", "n_layer", "n_embd", "n_head"))
+    refuse_set(published, ("add_cross_attention", "quantization_config", "pruned_heads"))
 
 
 def _is_tied(published: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bool:

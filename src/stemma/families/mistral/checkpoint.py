@@ -7,15 +7,15 @@ transformers computes.
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from stemma.errors import InputError, closest
+from stemma.errors import InputError
 from stemma.families.mistral.model import Mistral, MistralConfig
-from stemma.families.weights import Stored, build_empty, fill, publish
+from stemma.families.weights import Stored, build_empty, fill, own_config, publish, refuse_set, require_counts
 
 OWN_TYPE = "stemma-mistral"
 MODEL_TYPES = ("mistral", "mixtral", "ministral", "llama", OWN_TYPE)
@@ -57,7 +57,14 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "sliding_window": None,
     },
 }
-_COUNTS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_COUNTS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+)
 _OPTIONAL_COUNTS = ("num_key_value_heads", "head_dim", "sliding_window", "num_local_experts", "num_experts_per_tok")
 # Rotary frequencies that older files carry in every layer; they follow from the configuration.
 _BUFFER = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
@@ -110,7 +117,7 @@ def from_published(
         InputError: a configuration that we would compute differently, or tensors that do not fit.
     """
     ignored = {name for name in tensors if _BUFFER.fullmatch(name)}
-    config = _own_config(published) if published["model_type"] == OWN_TYPE else _config(published)
+    config = own_config(published, MistralConfig) if published["model_type"] == OWN_TYPE else _config(published)
     if config.tie_output and "lm_head.weight" in tensors:
         if torch.equal(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"]):
             ignored.add("lm_head.weight")
@@ -213,24 +220,7 @@ def _rope_theta(values: Mapping[str, Any]) -> float:
 
 
 def _refuse_unsupported(values: Mapping[str, Any]) -> None:
-    for key in (*_COUNTS, "max_position_embeddings", *_OPTIONAL_COUNTS):
-        value = values.get(key)
-        if not (key in _OPTIONAL_COUNTS and value is None) and not (type(value) is int and value >= 1):
-            raise InputError(f"config.json: {key} is {value!r}, expected a positive whole number")
+    require_counts(values, (*_COUNTS, *(key for key in _OPTIONAL_COUNTS if values.get(key) is not None)))
     if values.get("hidden_act", "silu") not in ("silu", "swish"):
         raise InputError(f"config.json: hidden_act {values['hidden_act']!r} is not supported, expected silu")
-    for key in ("attention_bias", "mlp_bias", "quantization_config", "pruned_heads"):
-        if values.get(key):
-            raise InputError(f"config.json: {key} is set, which this library does not compute")
-
-
-def _own_config(published: Mapping[str, Any]) -> MistralConfig:
-    known = {field.name for field in fields(MistralConfig)}
-    general = {"model_type", "architectures", "dtype", "bos_token_id", "eos_token_id", "pad_token_id"}
-    given = {key: value for key, value in published.items() if key not in general}
-    for key in given:
-        if key not in known:
-            raise InputError(f"config.json: unknown key '{key}' for {OWN_TYPE}{closest(key, known)}")
-    if "windows" in given:
-        given["windows"] = tuple(given["windows"])
-    return MistralConfig(**given)
+    refuse_set(values, ("attention_bias", "mlp_bias", "quantization_config", "pruned_heads"))

@@ -16,6 +16,7 @@ from stemma.errors import InputError
 from stemma.families.directory import StoredTensors, read_json
 from stemma.families.mistral.checkpoint import from_published
 from stemma.families.mistral.model import Mistral
+from stemma.families.weights import refuse_set
 
 PARAMETERS = "params.json"
 _NEEDED = ("dim", "n_layers", "head_dim", "hidden_dim", "n_heads", "n_kv_heads", "norm_eps", "vocab_size")
@@ -68,9 +69,7 @@ def _published(parameters: Mapping[str, Any], path: Path) -> dict[str, Any]:
     for key in _NEEDED:
         if not isinstance(parameters.get(key), int | float):
             raise InputError(f"{path}: {key} is {parameters.get(key)!r}, expected a number")
-    for key in ("vision_encoder", "quantization", "lora", "yarn", "llama_4_scaling", "qk_norm"):
-        if parameters.get(key):
-            raise InputError(f"{path}: {key} is set, which this library does not compute")
+    refuse_set(parameters, ("vision_encoder", "quantization", "lora", "yarn", "llama_4_scaling", "qk_norm"), path)
     window = parameters.get("sliding_window")
     if isinstance(window, list):
         raise InputError(f"{path}: sliding_window is a list, expected one number for all layers")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stemma.errors import InputError
 from stemma.families.t5.model import T5, T5Config
-from stemma.families.weights import Stored, build_empty, fill, publish
+from stemma.families.weights import Stored, build_empty, fill, publish, refuse_set, require_counts
 
 MODEL_TYPES = ("t5",)
 
@@ -108,16 +108,12 @@ def _equal(tensors: Mapping[str, Tensor], one: str, other: str) -> bool:
 
 def _config(published: Mapping[str, Any], tied: bool) -> T5Config:
     values = {**_DEFAULTS, **published}
-    for key in _DEFAULTS:
-        if not isinstance(values[key], int) or values[key] < 1:
-            raise InputError(f"config.json: {key} is {values[key]!r}, expected a positive whole number")
+    require_counts(values, _DEFAULTS)
     kind = values.get("feed_forward_proj", "relu")
     if kind not in _FEED_FORWARD:
         known = ", ".join(_FEED_FORWARD)
         raise InputError(f"config.json: feed_forward_proj {kind!r} is not supported, expected one of {known}")
-    for key in ("quantization_config", "pruned_heads"):
-        if values.get(key):
-            raise InputError(f"config.json: {key} is set, which this library does not compute")
+    refuse_set(values, ("quantization_config", "pruned_heads"))
     gated, activation = _FEED_FORWARD[kind]
     decoder_layers = values.get("num_decoder_layers")
     return T5Config(
