@@ -6,10 +6,11 @@ import sys
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
-from stemma.cli import main  # noqa: E402
-from stemma.data.vectors import WordVectors  # noqa: E402
-from stemma.training.progress import ConsoleDisplay  # noqa: E402
+from stemma.cli import main
+from stemma.data.vectors import WordVectors
+from stemma.training.progress import ConsoleDisplay
 
 WORD2VEC = """\
 family: word2vec
@@ -128,6 +129,17 @@ def test_interrupted_it_goes_on_to_the_same_bits(recipe, run, tmp_path, monkeypa
     assert run("pretrain", path, "--out", "whole")[0] == 0
     one, other = (WordVectors.load(tmp_path / name) for name in ("stopped", "whole"))
     np.testing.assert_array_equal(one.matrix, other.matrix)
+
+
+def test_a_full_disk_is_one_clear_line(recipe, run, tmp_path, monkeypatch):
+    def full(tensors, path, metadata=None):
+        raise SafetensorError("Error while serializing: No space left on device (os error 28)")
+
+    monkeypatch.setattr("stemma.data.vectors.save_file", full)
+    for epochs, name in ((1, "model"), (3, "training_state")):  # the vectors themselves, the state after an epoch
+        code, out, _ = run("pretrain", recipe(WORD2VEC), f"training.epochs={epochs}", "--out", f"run-{epochs}")
+        assert code == 1 and f"{name}.safetensors: Error while serializing: No space left" in out
+        assert not (tmp_path / f"run-{epochs}" / f"{name}.safetensors").exists()
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ import gzip
 import gensim.models as gensim
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
-from stemma.data.vectors import FORMATS, WordVectors, map_tensor, write_directory
+from stemma.data.vectors import FORMATS, WordVectors, map_tensor, write_directory, write_tensors
 from stemma.errors import InputError
 
 WORDS = ["the", "of", "naïve", "日本", "</s>", "in", "New-York", "7"]
@@ -119,6 +120,24 @@ def test_directory_is_memory_mapped(vectors, tmp_path):
     (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:-30])
     with pytest.raises(InputError, match="model.safetensors: no whole safetensors file"):
         map_tensor(tmp_path / "model.safetensors", "vectors")  # the last one in the file, by name
+
+
+def test_a_full_disk_is_an_os_error_and_leaves_nothing(vectors, tmp_path, monkeypatch):
+    def full(tensors, path, metadata=None):
+        path.write_bytes(b"half")
+        raise SafetensorError("Error while serializing: No space left on device (os error 28)")
+
+    monkeypatch.setattr("stemma.data.vectors.save_file", full)
+    with pytest.raises(OSError, match=r"model\.safetensors: .*No space left"):
+        write_directory(tmp_path, {}, vectors.words, vectors.counts, {"vectors": vectors.matrix})
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "vocabulary.txt"}
+
+
+def test_tensors_are_as_readable_as_other_files(vectors, tmp_path):
+    write_tensors(tmp_path / "tensors", {"vectors": vectors.matrix}, {"note": "x"})
+    (tmp_path / "other").touch()
+    assert (tmp_path / "tensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+    np.testing.assert_array_equal(map_tensor(tmp_path / "tensors", "vectors"), vectors.matrix)
 
 
 def test_neighbours_and_analogies_are_gensims():

@@ -1,12 +1,14 @@
 """Word vectors: words, a matrix, and what is asked of them. Loaded from and saved to the common formats."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from stemma.data import vector_files
 from stemma.data.word_corpora import read_vocabulary, write_vocabulary
@@ -134,15 +136,31 @@ def is_word_vectors(path: str | Path) -> bool:
 def write_directory(
     directory: Path, config: dict[str, Any], words: Sequence[str], counts: np.ndarray, tensors: dict[str, np.ndarray]
 ) -> None:
-    """Write config.json, vocabulary.txt and model.safetensors into an empty folder; `tensors` holds "vectors"."""
-    from safetensors.numpy import save_file
+    """Write config.json, vocabulary.txt and model.safetensors into an empty folder; `tensors` holds "vectors".
 
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
     content = {**config, "vocabulary": len(words), "dimensions": tensors[TENSOR].shape[1]}
     (directory / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     write_vocabulary(directory / VOCABULARY, words, counts)
-    mode = (directory / CONFIG).stat().st_mode  # what the user's umask says; safetensors makes files private
-    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, directory / WEIGHTS)
-    (directory / WEIGHTS).chmod(mode)
+    write_tensors(directory / WEIGHTS, tensors)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, whole or not at all.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    with write_whole(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what the user's umask says; safetensors makes files private
+        try:
+            save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, temporary, metadata)
+        except SafetensorError as error:  # what a full disk looks like from there
+            raise OSError(f"{path}: {error}") from error
+        temporary.chmod(mode)
 
 
 def _load_directory(directory: Path, limit: int | None) -> WordVectors:

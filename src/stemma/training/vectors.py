@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from stemma.data.corpora import CorpusSource
-from stemma.data.vectors import TENSOR, WordVectors, map_tensor, write_directory
+from stemma.data.vectors import TENSOR, WordVectors, map_tensor, write_directory, write_tensors
 from stemma.data.word_corpora import WordCorpus, prepare_words
 from stemma.errors import InputError
 from stemma.families.chunks import Progress, available_threads
@@ -278,8 +277,7 @@ def _claim(directory: Path, recipe: Word2VecRecipe | GloVeRecipe, resume: bool, 
 
 
 def _save_state(path: Path, tensors: dict[str, np.ndarray], progress: Progress) -> None:
-    with write_whole(path) as temporary:
-        save_file(tensors, temporary, {"progress": json.dumps(asdict(progress))})
+    write_tensors(path, tensors, {"progress": json.dumps(asdict(progress))})
 
 
 def _restore(path: Path, tensors: dict[str, np.ndarray]) -> Progress:
