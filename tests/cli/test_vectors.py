@@ -20,6 +20,14 @@ data: {source: SOURCE}
 training: {epochs: 3, threads: 1, learning_rate: 0.2}
 output: {formats: [word2vec, word2vec-binary, glove]}
 """
+GPT = """\
+family: gpt
+model: {layers: 1, hidden: 16, heads: 2, context: 16}
+tokenizer: {kind: bpe, vocabulary: 280}
+data: {source: SOURCE, documents: line, held_out: 0.01}
+training: {steps: 2, batch: 2, learning_rate: 0.01}
+evaluation: {tokens: 100}
+"""
 GLOVE = """\
 family: glove
 model: {dimensions: 16, window: 4, x_max: 10}
@@ -169,6 +177,20 @@ def test_a_run_of_another_recipe_is_kept(recipe, run, tmp_path):
     assert code == 0 and "finished already" not in out
     code, _, err = run("pretrain", "glove/tiny", "--out", "run")
     assert code == 2 and "family: glove, word2vec" in err
+
+
+def test_overwriting_leaves_nothing_of_another_family(recipe, run, tmp_path):
+    def files(content, directory, *options):
+        assert run("pretrain", recipe(content), "--out", directory, *options)[0] == 0
+        return {str(path.relative_to(tmp_path / directory)) for path in (tmp_path / directory).rglob("*")}
+
+    gpt, vectors = files(GPT, "run"), files(WORD2VEC, "fresh")
+    assert "tokenizer.json" in gpt - vectors and "vectors.bin" in vectors - gpt
+    (tmp_path / "run" / "vectors.mine.txt").touch()  # no run wrote it
+    assert files(WORD2VEC, "run", "--overwrite") == vectors | {"vectors.mine.txt"}
+    for name in ("training_state.safetensors", "cooccurrence.bin"):  # as a run that was interrupted leaves them
+        (tmp_path / "run" / name).touch()
+    assert files(GPT, "run", "--overwrite") == gpt | {"vectors.mine.txt"}
 
 
 def test_dry_run_writes_nothing(recipe, run, tmp_path):

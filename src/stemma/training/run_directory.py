@@ -1,7 +1,7 @@
 """The directory of a run: whose it is, whether it may be gone on with, and that only one process writes to it."""
 
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -27,6 +27,8 @@ WRITTEN = (
     + ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
     + ("adapter_config.json", "adapter_model.safetensors")
     + ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
+    + ("training_state.safetensors", "cooccurrence.bin", "vocabulary.txt")  # of word vectors, as the next three
+    + ("vectors.word2vec.txt", "vectors.bin", "vectors.glove.txt")
 )
 
 
@@ -78,18 +80,18 @@ def claim(
         remove_leftovers(folder)
     started = (directory / RECIPE).is_file()
     if overwrite and started:
-        _remove_run(directory)
+        remove_run(directory)
         write_recipe(recipe, directory / RECIPE)  # the last step: until then it may be overwritten again
         return None
     if not started:
-        if resume:
-            raise InputError(f"{directory}: no {RECIPE}, so there is no run to resume")
-        foreign = [path.name for path in directory.iterdir() if path.name != LOCK]
-        if foreign:
-            raise InputError(f"{directory}: holds '{foreign[0]}' but no {RECIPE}; expected a new or empty directory")
+        require_new(directory, resume)
         write_recipe(recipe, directory / RECIPE)
         return None
-    _require_same_recipe(directory, recipe, read(directory / RECIPE), decisive, say)
+    before = read(directory / RECIPE)
+    require_same(directory, differences(recipe, before, decisive))
+    rounding = differences(recipe, before, ROUNDING)
+    if rounding:
+        say(f"going on with a changed execution, equal only up to rounding (here, there): {'; '.join(rounding)}")
     saved, damaged = newest_state(directory / STATES)
     for path in damaged:
         say(f"{path}: incomplete or damaged, passed over and removed")
@@ -98,21 +100,34 @@ def claim(
     return saved
 
 
-def _require_same_recipe(
-    directory: Path, recipe: RunRecipe, before: RunRecipe, decisive: Collection[str], say: Callable[[str], None]
-) -> None:
-    changed = differences(recipe, before, decisive)
+def require_new(directory: Path, resume: bool) -> None:
+    """Check that a directory without a recipe may be begun in: it is empty, and there need not be a run in it.
+
+    Raises:
+        InputError: it holds something, or there must be something to resume.
+    """
+    if resume:
+        raise InputError(f"{directory}: no {RECIPE}, so there is no run to resume")
+    foreign = [path.name for path in directory.iterdir() if path.name != LOCK]
+    if foreign:
+        raise InputError(f"{directory}: holds '{foreign[0]}' but no {RECIPE}; expected a new or empty directory")
+
+
+def require_same(directory: Path, changed: Sequence[str]) -> None:
+    """Check that nothing has `changed` that decides what the run of a directory comes to.
+
+    Raises:
+        InputError: something has; names it.
+    """
     if changed:
         raise InputError(
             f"{directory}: holds a run of another recipe (here, there): {'; '.join(changed)}. "
             "Give another --out, or --overwrite to delete that run"
         )
-    rounding = differences(recipe, before, ROUNDING)
-    if rounding:
-        say(f"going on with a changed execution, equal only up to rounding (here, there): {'; '.join(rounding)}")
 
 
-def _remove_run(directory: Path) -> None:
+def remove_run(directory: Path) -> None:
+    """Delete what a run of any family wrote but its recipe, and nothing else."""
     for pattern in WRITTEN:
         for path in directory.glob(pattern):
             with suppress(FileNotFoundError):

@@ -25,7 +25,7 @@ from stemma.files import write_whole
 from stemma.training.interrupts import Interrupts
 from stemma.training.objective import Display
 from stemma.training.progress import Silent, quantity
-from stemma.training.run_directory import LOCK, RECIPE, locked
+from stemma.training.run_directory import RECIPE, locked, remove_run, require_new, require_same
 from stemma.training.state import remove_leftovers
 from stemma.training.vector_recipe import (
     GloVeRecipe,
@@ -37,7 +37,6 @@ from stemma.training.vector_recipe import (
 
 STATE, RECORDS = "training_state.safetensors", "cooccurrence.bin"
 FILES = {"word2vec": "vectors.word2vec.txt", "word2vec-binary": "vectors.bin", "glove": "vectors.glove.txt"}
-WRITTEN = (STATE, RECORDS, "config.json", "vocabulary.txt", "model.safetensors", *FILES.values())
 REPORT_INTERVAL = 0.1  # seconds
 
 
@@ -257,22 +256,12 @@ def _claim(directory: Path, recipe: Word2VecRecipe | GloVeRecipe, resume: bool, 
     remove_leftovers(directory)
     started = (directory / RECIPE).is_file()
     if started and overwrite:
-        for name in WRITTEN:
-            (directory / name).unlink(missing_ok=True)
+        remove_run(directory)
     elif started:
         before = load_vector_recipe(directory / RECIPE)
-        changed = ["another family"] if before is None else changed_keys(recipe, before)
-        if changed:
-            raise InputError(
-                f"{directory}: holds a run of another recipe (here, there): {'; '.join(changed)}. "
-                "Give another --out, or --overwrite to delete that run"
-            )
-    elif resume:
-        raise InputError(f"{directory}: no {RECIPE}, so there is no run to resume")
+        require_same(directory, ["another family"] if before is None else changed_keys(recipe, before))
     else:
-        foreign = [path.name for path in directory.iterdir() if path.name != LOCK]
-        if foreign:
-            raise InputError(f"{directory}: holds '{foreign[0]}' but no {RECIPE}; expected a new or empty directory")
+        require_new(directory, resume)
     write_vector_recipe(recipe, directory / RECIPE)
 
 
