@@ -112,6 +112,8 @@ def test_evaluate(recipe, run, tmp_path):
     assert code == 0 and result["words"] == 32
     assert result["analogies"]["q.txt"]["3CosMul"]["total"]["answered"] == 1
     assert result["similarity"]["s.txt"]["known"] == 4 and result["similarity"]["s.txt"]["spearman"] >= 0.8
+    code, out, _ = run("evaluate", "run", "--similarity", "s.txt", "--restrict", 4, "--json")
+    assert code == 0 and json.loads(out)["words"] == 4
     code, out, _ = run("evaluate", "run/vectors.bin", "--analogies", "q.txt", "--similarity", "s.txt")
     assert code == 0 and "semantic" in out and "s.txt" in out
 

@@ -70,7 +70,7 @@ def evaluate_vectors(model: str, analogies: list[Path], similarity: list[Path], 
 
     questions = {path: scoring.read_analogies(path) for path in analogies}
     pairs = {path: scoring.read_similarities(path) for path in similarity}
-    vectors = WordVectors.load(model)
+    vectors = WordVectors.load(model, limit=restrict)
     result: dict = {"model": model, "words": len(vectors), "analogies": {}, "similarity": {}}
     console = Console()
     for path, sections in questions.items():

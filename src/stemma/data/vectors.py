@@ -93,7 +93,7 @@ class WordVectors:
     def directions(self) -> np.ndarray:
         """The vectors at length 1, float32 [words, dimensions]; zero vectors stay zero, so that their cosines are 0."""
         lengths = np.sqrt(np.einsum("ij,ij->i", self.matrix, self.matrix, dtype=np.float64))[:, None]
-        return (self.matrix / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+        return self.matrix / np.where(lengths > 0, lengths, 1).astype(np.float32)
 
     def row(self, word: str) -> int:
         """Return the row of a word.
