@@ -109,7 +109,7 @@ def _context_decoder(backend: Tokenizer) -> Callable[[tuple[str, ...], bool], tu
 
 def token_bytes(piece: str) -> bytes:
     """The bytes of a byte-level token: each character stands for one; the text of an added token for itself."""
-    alphabet = _byte_of_character()
+    alphabet = byte_of_character()
     try:
         return bytes(alphabet[character] for character in piece)
     except KeyError:
@@ -117,7 +117,7 @@ def token_bytes(piece: str) -> bytes:
 
 
 @cache
-def _byte_of_character() -> dict[str, int]:
+def byte_of_character() -> dict[str, int]:
     """GPT-2's alphabet: printable Latin-1 characters stand for their own byte, U+0100 and on for the others in order.
 
     From `bytes_to_unicode` in openai/gpt-2's encoder.py.

@@ -12,6 +12,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.pre_tokenizers import ByteLevel
 
+from stemma.data.stream_decoding import byte_of_character
 from stemma.errors import InputError
 
 # What the first special tokens are called where the file does not say (versions before 7).
@@ -32,8 +33,8 @@ def read_tekken(content: Any, file: Path) -> tuple[Tokenizer, dict[str, str]]:
     config, special = _config(content, file), _special_names(content, file)
     kept = config["default_vocab_size"] - len(special)
     tokens = _tokens(content["vocab"][:kept], file)
-    letters = _letters()
-    names = ["".join(letters[byte] for byte in token) for token in tokens]
+    characters = {byte: character for character, byte in byte_of_character().items()}
+    names = ["".join(characters[byte] for byte in token) for token in tokens]
     vocabulary = {name: index for index, name in enumerate(special)}
     vocabulary |= {name: index for index, name in enumerate(names, start=len(special))}
     backend = Tokenizer(models.BPE(vocabulary, _merges(tokens, names), ignore_merges=True))
@@ -88,10 +89,3 @@ def _merges(tokens: list[bytes], names: list[str]) -> list[tuple[str, str]]:
         pairs = [(ranks[left], ranks[right]) for left, right in cuts if left in ranks and right in ranks]
         merges += [(names[left], names[right]) for left, right in sorted(pairs)]
     return merges
-
-
-def _letters() -> list[str]:
-    """Return the printable characters that byte-level pipelines write for the 256 bytes (GPT-2's table)."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = iter(range(256, 512))
-    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
