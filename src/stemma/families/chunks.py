@@ -4,7 +4,6 @@ What a chunk does, its learning rate and its random numbers depend on its number
 each time; several threads write to the same vectors without locks (Recht et al. 2011, "Hogwild!") and do not.
 """
 
-import itertools
 import os
 import threading
 from collections.abc import Callable
@@ -59,22 +58,22 @@ def train_epochs(
     """Do all chunks of all epochs from `progress.chunk` on, and keep `progress` up to date.
 
     Args:
-        make_worker: called once a thread; what it returns does the chunk of a number (0 <= number < chunks * epochs)
-            and returns the sum of its losses and their number. chunks: of one epoch.
+        make_worker: called once a thread in each epoch; what it returns does the chunk of a number (0 <= number <
+            chunks * epochs) and returns the sum of its losses and their number. chunks: of one epoch.
         report: called after a chunk and after an epoch, by one thread at a time.
         stop: asked before each chunk; when it says so, the chunks that were begun are finished.
     """
     lock, failed = threading.Lock(), threading.Event()
     progress.total = chunks * epochs
 
-    def work(numbers: "itertools.count[int]", end: int) -> None:
+    def work(end: int) -> None:
         worker = make_worker()
         while True:
             with lock:
                 if stop() or failed.is_set() or progress.chunk >= end:
                     return
-                number = next(numbers)
-                progress.chunk = number + 1
+                number = progress.chunk
+                progress.chunk += 1
             try:
                 loss, items = worker(number)
             except BaseException:
@@ -88,8 +87,7 @@ def train_epochs(
     with ThreadPoolExecutor(threads) as pool:
         for epoch in range(progress.chunk // chunks, epochs):
             end = (epoch + 1) * chunks
-            numbers = itertools.count(progress.chunk)
-            for done in [pool.submit(work, numbers, end) for _ in range(threads)]:
+            for done in [pool.submit(work, end) for _ in range(threads)]:
                 done.result()
             if progress.chunk < end:
                 return
