@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,8 @@ def pretrain_vectors(
             shown.say(f"resuming   from epoch {len(progress.losses) + 1}")
         started, first = time.monotonic(), progress.chunk
         with Interrupts() as interrupts:
-            reporter = _Reporter(shown, out, run, recipe.training.epochs, progress)
-            with reporter:
+            with ExitStack() as running:
+                reporter = _Reporter(shown, running, out, run, recipe.training.epochs, progress)
                 run.train(threads, progress, reporter, lambda: interrupts.received is not None)
             seconds = time.monotonic() - started
             if progress.chunk < progress.total:
@@ -214,28 +215,27 @@ class _GloVeRun:
 
 
 class _Reporter:
-    """Shows the progress, and saves the state after each epoch but the last."""
+    """Shows the progress, in `running`, and saves the state after each epoch but the last."""
 
     def __init__(
-        self, display: Display, out: Path, run: _Word2VecRun | _GloVeRun, epochs: int, progress: Progress
+        self,
+        display: Display,
+        running: ExitStack,
+        out: Path,
+        run: _Word2VecRun | _GloVeRun,
+        epochs: int,
+        progress: Progress,
     ) -> None:
-        self.display, self.out, self.run, self.epochs = display, out, run, epochs
+        self.display, self.running, self.out, self.run, self.epochs = display, running, out, run, epochs
         self.first, self.saved = progress.chunk, len(progress.losses)
         self.started = self.shown = time.monotonic()
-        self.running: Any = None
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *error: Any) -> None:
-        if self.running is not None:
-            self.running.__exit__(*error)
+        self.begun = False
 
     def __call__(self, progress: Progress) -> None:
         now = time.monotonic()
-        if self.running is None:  # the number of chunks is known from here on
-            self.running = self.display.running(progress.chunk, progress.total)
-            self.running.__enter__()
+        if not self.begun:  # the number of chunks is known from here on
+            self.begun = True
+            self.running.enter_context(self.display.running(progress.chunk, progress.total))
         if len(progress.losses) > self.saved:
             self.saved = len(progress.losses)
             self.display.say(f"epoch {self.saved}/{self.epochs}  mean loss {progress.losses[-1]:.5f}")
