@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from stemma.data.tables import numbered_lines
 from stemma.data.vectors import WordVectors
 from stemma.errors import InputError
 
@@ -71,7 +72,7 @@ def read_analogies(path: Path) -> dict[str, list[tuple[str, str, str, str]]]:
         InputError: no such file, another number of words, or questions before the first section.
     """
     sections: dict[str, list[tuple[str, str, str, str]]] = {}
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in numbered_lines(path):
         words = line.split()
         if not words:
             continue
@@ -95,7 +96,7 @@ def read_similarities(path: Path) -> list[tuple[str, str, float]]:
         InputError: no such file, or a line of another form.
     """
     pairs: list[tuple[str, str, float]] = []
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in numbered_lines(path):
         if not line.strip() or line.startswith("#"):
             continue
         fields = next(parts for mark in ("\t", ",", None) if len(parts := line.split(mark)) > 1 or mark is None)
@@ -211,12 +212,3 @@ def _sum(scores: Iterable[AnalogyScore]) -> AnalogyScore:
 
 def _folded(word: str, fold_case: bool) -> str:
     return word.upper() if fold_case else word
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 at byte {error.start}") from None
