@@ -125,14 +125,6 @@ class WordVectors:
         return [(self.words[row], float(scores[row])) for row in best[np.argsort(-scores[best], kind="stable")]]
 
 
-def is_word_vectors(path: str | Path) -> bool:
-    """Return whether this is a file, or a directory of vectors that training wrote."""
-    path = Path(path).expanduser()
-    if not path.is_dir():
-        return path.is_file()
-    return (path / VOCABULARY).is_file() and (path / CONFIG).is_file()
-
-
 def write_directory(
     directory: Path, config: dict[str, Any], words: Sequence[str], counts: np.ndarray, tensors: dict[str, np.ndarray]
 ) -> None:
@@ -164,7 +156,7 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[
 
 
 def _load_directory(directory: Path, limit: int | None) -> WordVectors:
-    if not is_word_vectors(directory):
+    if not ((directory / VOCABULARY).is_file() and (directory / CONFIG).is_file()):
         raise InputError(f"{directory}: no {CONFIG} and {VOCABULARY}; expected a directory of word vectors, or a file")
     words, counts = read_vocabulary(directory / VOCABULARY)
     return WordVectors(words[:limit], map_tensor(directory / WEIGHTS, TENSOR)[:limit], counts[:limit])

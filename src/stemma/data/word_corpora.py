@@ -154,7 +154,7 @@ def _read(corpus: Corpus, name: str, options: WordOptions, directory: Path, repo
             kept[np.flatnonzero(np.concatenate([[True], ~again]))].tofile(file) if len(kept) else None
     raw.unlink()
     write_vocabulary(directory / "vocabulary.txt", [words[index] for index in order], counts[order])
-    (directory / "words.json").write_text(json.dumps({"version": VERSION, "read": int(counts.sum())}))
+    (directory / "words.json").write_text(json.dumps({"read": int(counts.sum())}))
 
 
 def _number_words(corpus: Corpus, path: Path, lowercase: bool, report: Report) -> list[str]:

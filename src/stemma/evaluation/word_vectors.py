@@ -44,11 +44,6 @@ class AnalogyScore:
         """Questions with unknown words counted as wrong."""
         return self.correct / max(self.questions, 1)
 
-    @property
-    def coverage(self) -> float:
-        """The share of questions that could be answered."""
-        return self.answered / max(self.questions, 1)
-
 
 @dataclass(frozen=True)
 class SimilarityScore:

@@ -25,7 +25,7 @@ from stemma.families.word2vec.model import initial_vectors
 from stemma.files import write_whole
 from stemma.training.interrupts import Interrupts
 from stemma.training.objective import Display
-from stemma.training.progress import Silent, quantity
+from stemma.training.progress import Silent
 from stemma.training.run_directory import RECIPE, locked, remove_run, require_new, require_same
 from stemma.training.state import remove_leftovers
 from stemma.training.vector_recipe import (
@@ -94,7 +94,7 @@ def pretrain_vectors(
         shown.say(f"training   {recipe.training.epochs} epochs, {threads} thread{'s' if threads > 1 else ''}")
         if progress.chunk:
             shown.say(f"resuming   from epoch {len(progress.losses) + 1}")
-        started, first = time.monotonic(), progress.chunk
+        started = time.monotonic()
         with Interrupts() as interrupts:
             with ExitStack() as running:
                 reporter = _Reporter(shown, running, out, run, recipe.training.epochs, progress)
@@ -104,7 +104,7 @@ def pretrain_vectors(
                 _save_state(out / STATE, run.tensors, progress)
                 shown.say("saved; the same command again goes on from here")
             else:
-                _publish(out, recipe, corpus, run, progress, seconds if first == 0 else None)
+                _publish(out, recipe, corpus, run, progress)
         signal = interrupts.received if progress.chunk < progress.total else None
         return VectorOutcome(len(corpus.words), corpus.read, progress.losses, recipe.training.epochs, seconds, signal)
 
@@ -287,12 +287,9 @@ def _publish(
     corpus: WordCorpus,
     run: _Word2VecRun | _GloVeRun,
     progress: Progress,
-    seconds: float | None,
 ) -> None:
     tensors = run.published()
     config: dict[str, Any] = {"model_type": recipe.family, **asdict(recipe.model), "losses": progress.losses}
-    if seconds:
-        config["per_second"] = quantity(recipe.training.epochs * run.items / seconds)
     vectors = WordVectors(corpus.words, tensors[TENSOR], corpus.counts)
     with replace_checkpoint(out) as staging:
         write_directory(staging, config, corpus.words, corpus.counts, tensors)

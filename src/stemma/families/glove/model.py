@@ -8,7 +8,6 @@ from typing import Literal
 
 import numpy as np
 
-MODEL_TYPE = "glove"
 FIRST_SQUARE = 1.0  # what sums of squared gradients begin with
 
 

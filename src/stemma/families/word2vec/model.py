@@ -9,8 +9,6 @@ from typing import Literal
 
 import numpy as np
 
-MODEL_TYPE = "word2vec"
-
 
 @dataclass(frozen=True)
 class Word2VecConfig:
