@@ -18,8 +18,8 @@ from stemma.inference import quantized_products
 from stemma.inference.decoder import Decoder
 from stemma.inference.engine import Engine
 from stemma.inference.prepacked import prepacked
-from stemma.inference.quantization import is_quantized, quantize_, quantized
-from stemma.inference.quantized_products import QuantizedLinear
+from stemma.inference.quantization import quantize_, quantized
+from stemma.inference.quantized_products import QuantizedLinear, is_quantized
 from stemma.inference.requests import Request
 from stemma.inference.rolling_decoder import RollingDecoder
 from stemma.inference.sampling import Sampling

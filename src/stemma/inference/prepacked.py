@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stemma.families.mistral.model import GroupedQueryAttention
 from stemma.inference.products import FUSED_ACTIVATIONS, OneDNNProduct, Product, available, fastest, pack
-from stemma.inference.quantized_products import QuantizedLinear
+from stemma.inference.quantized_products import is_quantized
 from stemma.layers.attention import MultiHeadAttention
 from stemma.layers.feed_forward import ACTIVATIONS, FeedForward, GatedFeedForward
 
@@ -61,7 +61,7 @@ def _obstacle(model: nn.Module) -> str:
     weights = {type(parameter) for parameter in model.parameters()}
     devices = {parameter.device.type for parameter in model.parameters()}
     dtypes = {parameter.dtype for parameter in model.parameters()}
-    if any(isinstance(module, QuantizedLinear) for module in model.modules()):
+    if is_quantized(model):
         return "its weights are quantised"
     if devices != {"cpu"}:
         return "the model is not on a CPU"

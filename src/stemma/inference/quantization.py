@@ -16,7 +16,7 @@ from stemma.families.gpt.model import GPT
 from stemma.families.mistral.model import GroupedQueryAttention, Mistral
 from stemma.families.t5.model import T5
 from stemma.inference.prepacked import gated, split_heads
-from stemma.inference.quantized_products import GROUPS, PartOfLinear, QuantizedLinear
+from stemma.inference.quantized_products import GROUPS, PartOfLinear, QuantizedLinear, is_quantized
 from stemma.layers.attention import MultiHeadAttention
 from stemma.layers.experts import SparseExperts
 from stemma.layers.feed_forward import GatedFeedForward
@@ -93,11 +93,6 @@ def quantize_(model: Model, kind: str) -> Model:
         len(maps), kind, " and ".join(products), sum(m.product.bytes for m in maps) / 2**20, before / 2**20,
     )  # fmt: skip
     return model
-
-
-def is_quantized(model: nn.Module) -> bool:
-    """Return whether `quantize_` has been here."""
-    return any(isinstance(module, QuantizedLinear) for module in model.modules())
 
 
 def _untie(model: nn.Module, how: Kind) -> None:

@@ -353,6 +353,11 @@ class QuantizedLinear(nn.Module):
         raise InputError("rounded weights are not saved: save the model before it is quantised")
 
 
+def is_quantized(model: nn.Module) -> bool:
+    """Return whether a model has a map with a rounded weight."""
+    return any(isinstance(module, QuantizedLinear) for module in model.modules())
+
+
 class PartOfLinear(nn.Module):
     """Rows `start` to `stop` of a joint map, for whoever asks for one of the maps alone."""
 
