@@ -156,6 +156,8 @@ def test_a_full_disk_is_one_clear_line(recipe, run, tmp_path, monkeypatch):
     ("change", "arguments", "message"),
     [
         ("windwo: 3", (), "recipe.yaml:2: model.windwo: unknown key (did you mean 'window'?)"),
+        ("7: 3", (), "recipe.yaml:2: model.7: unknown key, expected one of dimensions, architecture"),
+        ("window: 3", ("model=7",), "model: "),
         ("window: 0", (), "recipe.yaml:2: model: window is 0, expected at least 1"),
         ("architecture: cbw", (), "recipe.yaml:2: model.architecture: input should be 'skip-gram' or 'cbow'"),
         ("window: 3", ("training.steps=3",), "command line: training.steps: unknown key"),

@@ -48,7 +48,7 @@ def expand_model(family: Family, options: Mapping[str, Any], where: Where) -> di
     start: dict[str, Any] = {}
     if preset is not None:
         start = asdict(family.presets[_known(preset, family.presets, "preset", where(("model", "preset")))])
-    _check_fields(family.config, given, "model", where)
+    check_fields(family.config, given, "model", where)
     config = _validated(family.config, {**start, **given}, "model", where)
     content = asdict(config)
     if "vocabulary" not in given:
@@ -65,7 +65,7 @@ def expand_objective(family: Family, options: Mapping[str, Any], where: Where) -
     name = options.get("name", next(iter(family.objectives)))
     objective: Any = family.objectives[_known(name, family.objectives, "objective", where(("objective", "name")))]
     given = {key: value for key, value in options.items() if key != "name"}
-    _check_fields(objective, given, "objective", where, hidden=set(FROM_TOKENIZER))
+    check_fields(objective, given, "objective", where, hidden=set(FROM_TOKENIZER))
     needed = {field.name: 0 for field in fields(objective) if field.name in FROM_TOKENIZER}
     _validated(objective, {**given, **needed}, "objective", where)
     return {"name": name, **given}
@@ -112,14 +112,19 @@ def _known(name: Any, choices: Mapping[str, Any], what: str, where: str) -> str:
     return str(name)
 
 
-def _check_fields(
+def check_fields(
     kind: Any, given: Mapping[str, Any], section: str, where: Where, hidden: set[str] | None = None
 ) -> None:
+    """Check that every key of `given` is a field of the dataclass `kind`, and none of those `hidden`.
+
+    Raises:
+        InputError: one is not; names the closest field.
+    """
     known = {field.name: None for field in fields(kind) if field.name not in (hidden or set())}
     for key in given:
         if key not in known:
-            hint = closest(key, known) or f", expected one of {', '.join(known)}"
-            raise InputError(f"{where((section, key))}: unknown key{hint}")
+            hint = closest(str(key), known) or f", expected one of {', '.join(known)}"
+            raise InputError(f"{where((section, str(key)))}: unknown key{hint}")
 
 
 def _validated(kind: Any, content: Mapping[str, Any], section: str, where: Where) -> Any:

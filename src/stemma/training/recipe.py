@@ -237,7 +237,12 @@ def differences(recipe: RunRecipe, other: RunRecipe, sections: Iterable[str] = D
     The number of updates may differ where the schedule of the learning rate does not depend on it: such a run may be
     prolonged.
     """
-    here, there = dict(_flat(_comparable(recipe, sections))), dict(_flat(_comparable(other, sections)))
+    return changed(_comparable(recipe, sections), _comparable(other, sections))
+
+
+def changed(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
+    """Return the keys of two contents of recipes that differ, as "section.key: here, there"."""
+    here, there = dict(_flat(here)), dict(_flat(there))
     keys = [*here, *(key for key in there if key not in here)]
     return [f"{key}: {here.get(key)}, {there.get(key)}" for key in keys if here.get(key) != there.get(key)]
 

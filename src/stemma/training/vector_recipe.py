@@ -1,7 +1,6 @@
 """Recipes of word vectors: families that no gradient of PyTorch trains."""
 
 from collections.abc import Iterable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,11 +8,11 @@ import yaml
 from pydantic import Field, ValidationError
 
 from stemma.data.word_corpora import WordOptions
-from stemma.errors import InputError, closest
 from stemma.families.glove.model import GloVeConfig
 from stemma.families.word2vec.model import Word2VecConfig
 from stemma.files import write_whole
-from stemma.training.recipe import Section
+from stemma.training.architecture import check_fields
+from stemma.training.recipe import Section, changed
 from stemma.training.recipe_source import RecipeSource, find_recipe
 
 
@@ -106,11 +105,9 @@ def load_vector_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) 
     training = source.content.get("training")
     if isinstance(training, dict) and "steps" in training and training["steps"] is None:
         del training["steps"]  # that is how an overridden number of epochs takes back a number of steps
-    known = [field.name for field in fields(recipe.model_fields["model"].annotation)]  # type: ignore[arg-type]
-    for key in source.content.get("model") or {}:
-        if key not in known:
-            hint = closest(str(key), known) or f", expected one of {', '.join(known)}"
-            raise InputError(f"{source.where(('model', str(key)))}: unknown key{hint}")
+    model = source.content.get("model")
+    if isinstance(model, dict):
+        check_fields(recipe.model_fields["model"].annotation, model, "model", source.where)
     try:
         return recipe.model_validate(source.content)
     except ValidationError as error:
@@ -128,14 +125,5 @@ def write_vector_recipe(recipe: VectorRecipe, path: Path) -> None:
 
 def changed_keys(recipe: VectorRecipe, other: VectorRecipe) -> list[str]:
     """Return the keys that decide the vectors and differ, as "section.key: here, there"."""
-    here, there = (_flat(one.model_dump(mode="json", exclude=INDIFFERENT)) for one in (recipe, other))
-    keys = [*here, *(key for key in there if key not in here)]
-    return [f"{key}: {here.get(key)}, {there.get(key)}" for key in keys if here.get(key) != there.get(key)]
-
-
-def _flat(content: dict[str, Any]) -> dict[str, Any]:
-    return {
-        f"{section}.{key}" if key else section: value
-        for section, part in content.items()
-        for key, value in (part.items() if isinstance(part, dict) else [("", part)])
-    }
+    here, there = (one.model_dump(mode="json", exclude=INDIFFERENT) for one in (recipe, other))
+    return changed(here, there)
