@@ -1,4 +1,4 @@
-"""Compiled loops: the one place where Numba is imported.
+"""Compiled loops of word vectors.
 
 Modules of kernels import this one and are themselves imported inside the functions that need them.
 """

@@ -56,8 +56,8 @@ def _round(rows: np.ndarray, bits: np.ndarray, rounded: np.ndarray, scales: np.n
         for place in range(bits.shape[1]):
             largest_bits = max(largest_bits, bits[number, place] & np.int32(0x7FFFFFFF))
         found[0] = largest_bits
-        largest = found.view(np.float32)[0]
-        scales[number] = max(largest, np.float32(1e-30)) / np.float32(127)
-        factor = np.float32(127) / max(largest, np.float32(1e-30))
+        largest = max(found.view(np.float32)[0], np.float32(_LEAST))
+        scales[number] = largest / np.float32(127)
+        factor = np.float32(127) / largest
         for place in range(rows.shape[1]):
             rounded[number, place] = np.int8(np.int32(np.rint(rows[number, place] * factor)))

@@ -22,7 +22,7 @@ def train(
     report: Callable[[Progress], None] = lambda progress: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Progress:
-    """Train the model in place; return its losses, means of f(x) (w.c + b + b' - log x)^2 / 2, and the progress.
+    """Train the model in place; return the progress, whose losses are means of f(x) (w.c + b + b' - log x)^2 / 2.
 
     Args:
         records: `cooccurrence.RECORD`s in random order, may be memory-mapped.

@@ -19,7 +19,7 @@ TAYLOR = tuple(np.float32(1 / number) for number in (2, 6, 24, 120, 720))
 
 
 class Buffers(NamedTuple):
-    """What one thread works in; made once, outside of the loops. See `update_many` for the last six."""
+    """What one thread works in; made once, outside of the loops. See `update_many` for the last five."""
 
     state: np.ndarray
     sentence: np.ndarray

@@ -32,9 +32,10 @@ def train(
     report: Callable[[Progress], None] = lambda progress: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Progress:
-    """Train float32 `inputs` and `outputs` [words, dimensions] in place; return losses, per prediction, and progress.
+    """Train float32 `inputs` and `outputs` [words, dimensions] in place; return the progress.
 
-    A prediction is a pair of words in skip-gram, a word in CBOW; its loss is the sum over its output vectors, in nats.
+    Its losses are means over the predictions. A prediction is a pair of words in skip-gram, a word in CBOW; its loss is
+    the sum over its output vectors, in nats.
 
     Args:
         learning_rate: the first one, which falls linearly to 1e-4 of it; default 0.025 (skip-gram), 0.2 (CBOW) or 0.05
