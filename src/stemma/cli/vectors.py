@@ -72,7 +72,7 @@ def evaluate_vectors(model: str, analogies: list[Path], similarity: list[Path], 
     pairs = {path: scoring.read_similarities(path) for path in similarity}
     vectors = WordVectors.load(model, limit=restrict)
     result: dict = {"model": model, "words": len(vectors), "analogies": {}, "similarity": {}}
-    console = Console()
+    console = Console(quiet=as_json)
     for path, sections in questions.items():
         scores = {
             "3CosAdd": scoring.answer_analogies(vectors, sections, restrict=restrict),
@@ -93,8 +93,7 @@ def evaluate_vectors(model: str, analogies: list[Path], similarity: list[Path], 
             numbers = (add.accuracy, multiply.accuracy, add.accuracy_of_all, multiply.accuracy_of_all)
             shown = [f"{100 * number:.2f}" for number in numbers]
             table.add_row(Text(section), f"{add.questions:,}", f"{add.answered:,}", *shown)
-        if not as_json:
-            console.print(table)
+        console.print(table)
     if pairs:
         table = Table("pairs of words", title="rank correlation with people (Spearman)", title_justify="left")
         for name in ("pairs", "known", "of the known", "unknown as cosine 0"):
@@ -104,7 +103,6 @@ def evaluate_vectors(model: str, analogies: list[Path], similarity: list[Path], 
             result["similarity"][str(path)] = asdict(score)
             correlations = f"{score.spearman:.4f}", f"{score.spearman_of_all:.4f}"
             table.add_row(Text(path.name), f"{score.pairs:,}", f"{score.known:,}", *correlations)
-        if not as_json:
-            console.print(table)
+        console.print(table)
     if as_json:
         print(json.dumps(result))

@@ -25,12 +25,13 @@ def join_phrases(
     pairs, together = count_pairs(tokens, counts >= min_count, len(words))
     first, second = pairs // len(words), pairs % len(words)
     scores = (together - min_count) / counts[first] / counts[second] * counts.sum()
-    phrases = pairs[scores > threshold]
+    chosen = scores > threshold
+    phrases = pairs[chosen]
     # A phrase may be spelt as a word that is there already: then it is that word.
     known = {word: index for index, word in enumerate(words)}
     words = list(words)
     ids = np.empty(len(phrases), np.int32)
-    for number, (left, right) in enumerate(zip(phrases // len(counts), phrases % len(counts), strict=True)):
+    for number, (left, right) in enumerate(zip(first[chosen], second[chosen], strict=True)):
         phrase = words[left] + JOINT + words[right]
         if phrase not in known:
             known[phrase] = len(words)

@@ -150,8 +150,9 @@ def _read(corpus: Corpus, name: str, options: WordOptions, directory: Path, repo
         for block in blocks(tokens):
             kept = ids[block]
             kept = kept[kept >= END]
-            again = (kept[1:] == END) & (kept[:-1] == END)
-            kept[np.flatnonzero(np.concatenate([[True], ~again]))].tofile(file) if len(kept) else None
+            if len(kept):
+                again = (kept[1:] == END) & (kept[:-1] == END)
+                kept[np.concatenate([[True], ~again])].tofile(file)
     raw.unlink()
     write_vocabulary(directory / "vocabulary.txt", [words[index] for index in order], counts[order])
     (directory / "words.json").write_text(json.dumps({"read": int(counts.sum())}))

@@ -162,15 +162,12 @@ class Int4Product:
         elif len(rows) <= _FEW_ROWS:
             y = self._operator(rows, self._packed, self._group, self._levels)
         else:
-            y = rows @ self._transposed()
+            y = rows @ self._unpacked(torch.bfloat16)
         y = y[:, : self._outputs].to(x.dtype)
         return (y if bias is None else y + bias).view(*x.shape[:-1], self._outputs)
 
     def weight(self) -> Tensor:
         return self._unpacked(torch.float32).t()[: self._outputs]
-
-    def _transposed(self) -> Tensor:
-        return self._unpacked(torch.bfloat16)
 
     def _unpacked(self, dtype: torch.dtype) -> Tensor:
         """Return the weight, [in, out] with the padding."""

@@ -40,7 +40,7 @@ def train(
 
     def work(number: int) -> tuple[float, int]:
         start = number % chunks * CHUNK
-        chunk = np.array(records[start : start + CHUNK])
+        chunk = records[start : start + CHUNK]
         counts = chunk["count"].astype(np.float32)
         weights = np.minimum((counts / np.float32(config.x_max)) ** np.float32(config.exponent), np.float32(1))
         first, second = np.ascontiguousarray(chunk["first"]), np.ascontiguousarray(chunk["second"])
