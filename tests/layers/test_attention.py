@@ -9,9 +9,9 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from stemma.layers import masks
 from stemma.layers.attention import MultiHeadAttention, attention
-from stemma.layers.document_attention import document_segments
 from stemma.layers.masks import Mask
 from stemma.layers.positions import positions_of
+from stemma.layers.segments import document_segments
 
 BATCH, HEADS, LENGTH, HEAD_DIM = 2, 3, 24, 8
 DOCUMENTS = torch.tensor([[0] * 7 + [1] * 1 + [2] * 16, [0] * 20 + [1] * 4])

@@ -9,10 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stemma.layers.biased_attention import biased_attention
-from stemma.layers.document_attention import document_attention
 from stemma.layers.linear import Linear
 from stemma.layers.masks import Mask
-from stemma.layers.tiled_attention import tiled_attention
+from stemma.layers.tiled_attention import document_tiles, tiled_attention
 
 
 class KeyValueCache(Protocol):
@@ -105,7 +104,7 @@ def attention(
     if lowered.tiles is not None:
         return tiled_attention(query, key, value, lowered.tiles, scale)
     if lowered.segments is not None:
-        return document_attention(query, key, value, lowered.segments, scale, lowered.is_causal)
+        return tiled_attention(query, key, value, document_tiles(lowered.segments, lowered.is_causal), scale)
     return F.scaled_dot_product_attention(
         query,
         key,

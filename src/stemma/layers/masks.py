@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-from stemma.layers.document_attention import Segment, document_segments
+from stemma.layers.segments import Segment, document_segments
 from stemma.layers.tiled_attention import Stretch, Tile, stretches_of, tiles_of
 
 # A kernel call for each document pays from about so many pairs of tokens a document on (all pairs of the packed rows,
