@@ -40,14 +40,14 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _takes_onednn(input: Tensor, weight: Tensor) -> bool:
     return (
-        input.device.type == "cpu"
+        not torch.compiler.is_compiling()  # inductor chooses its own products; the rest cannot be traced
+        and input.device.type == "cpu"
         and input.dtype == weight.dtype == torch.float32
         and input.numel() > 0
         and type(weight) in (Tensor, nn.Parameter)
         and torch.backends.mkldnn.is_available()
         and not _made_by_intel()
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()  # inductor chooses its own products
     )
 
 
