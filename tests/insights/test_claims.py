@@ -1,5 +1,6 @@
 """How claims are decided, from results with known differences."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,8 +8,8 @@ import pytest
 from stemma.errors import InputError
 from stemma.evaluation.intervals import Interval
 from stemma.insights.arms import ARMS
-from stemma.insights.claims import by_sign, claim_named, difference
-from stemma.insights.reproduce import CLAIMS, SCALES, description, plan_of
+from stemma.insights.claims import Comparison, by_sign, claim_named, difference
+from stemma.insights.reproduce import CLAIMS, SCALES, description, trial_of
 
 
 def results(**arms: list[dict[str, Any]]) -> dict[str, Any]:
@@ -99,18 +100,31 @@ def test_an_unknown_claim_names_the_nearest() -> None:
 
 @pytest.mark.parametrize("claim", CLAIMS.values(), ids=list(CLAIMS))
 def test_every_claim_says_what_it_is(claim: Any) -> None:
-    assert all(arm in ARMS for arm in claim.arms)
     text = description(claim)
     assert claim.name in text and claim.hypothesis in text and claim.decides in text and claim.source in text
-    plan = plan_of(claim, seeds=2, scale=SCALES["small"])
-    assert (plan.labels is not None) == claim.labels
+    trial = trial_of(claim, seeds=2)
+    assert list(trial.board.labels) == list(claim.experiment.arms) and trial.board.seeds == (1, 2)
+    if isinstance(claim.experiment, Comparison):
+        assert all(arm in ARMS for arm in claim.experiment.arms)
+        assert trial.plan is not None and (trial.plan.labels is not None) == claim.experiment.labels
+
+
+def test_what_the_user_gives_is_in_the_plan() -> None:
+    trial = trial_of(CLAIMS["glm-shuffling"], seeds=3, scale="medium", given={"steps": 7, "text": "my.txt"})
+    assert trial.plan is not None and trial.plan.seeds == (1, 2, 3) and trial.plan.text == "my.txt"
+    assert trial.plan.scale == replace(SCALES["medium"], steps=7)
 
 
 def test_one_seed_decides_nothing() -> None:
     with pytest.raises(InputError, match="2 or more"):
-        plan_of(CLAIMS["glm-shuffling"], seeds=1, scale=SCALES["small"])
+        trial_of(CLAIMS["glm-shuffling"], seeds=1)
+
+
+def test_an_unknown_scale() -> None:
+    with pytest.raises(InputError, match="--scale huge: expected one of small, medium, paper"):
+        trial_of(CLAIMS["glm-shuffling"], seeds=2, scale="huge")
 
 
 def test_claims_about_fine_tuning_need_labels() -> None:
     with pytest.raises(InputError, match="--labels"):
-        plan_of(CLAIMS["glm-competitive"], seeds=2, scale=SCALES["small"], text="my.txt")
+        trial_of(CLAIMS["glm-competitive"], seeds=2, given={"text": "my.txt"})

@@ -15,8 +15,10 @@ import pytest
 
 from stemma.errors import InputError
 from stemma.insights import compare as module
+from stemma.insights import experiments
 from stemma.insights.arms import Scale
-from stemma.insights.compare import Observer, compare, recipes
+from stemma.insights.compare import compare, recipes
+from stemma.insights.experiments import Observer
 from stemma.insights.plan import Plan
 
 WORDS = ("amber", "birch", "cedar", "dune", "elm", "fern", "gorse", "heath", "iris", "kelp", "moss", "oak", "reed")
@@ -72,7 +74,7 @@ def whole(
             tick()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "run_jobs", in_turn)
+        patch.setattr(experiments, "run_jobs", in_turn)
         observer = Observer(
             event=lambda event: told.append(event), measured=lambda job, measures: told.append((job, measures))
         )
@@ -87,7 +89,7 @@ def without_times(measures: dict[str, Any]) -> dict[str, Any]:
 def test_what_comes_out(whole: tuple[Path, dict[str, Any], list[Any]], plan: Plan) -> None:
     out, results, told = whole
     assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results))
-    assert Plan.read(out / "plan.json") == plan == Plan.of(results["plan"])
+    assert Plan.of(json.loads((out / "plan.json").read_text())) == plan == Plan.of(results["plan"])
     assert set(results["measures"]) == {"gpt-1", "glm-1"}
     gpt, glm = results["parameters"].values()
     assert abs(gpt / glm - 1) < 0.02
@@ -127,7 +129,7 @@ def test_again_nothing_is_done_twice(
     whole: tuple[Path, dict[str, Any], list[Any]], plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, results, _ = whole
-    monkeypatch.setattr(module, "run_jobs", None)  # there are no jobs
+    monkeypatch.setattr(experiments, "run_jobs", None)  # there are no jobs
     measured: dict[str, Any] = {}
     again = compare(plan, out, observer=Observer(measured=measured.__setitem__))
     assert again == results and measured == results["measures"]
@@ -150,16 +152,16 @@ def test_a_rare_label_is_learned_or_left_out(plan: Plan, tmp_path: Path) -> None
 def test_another_comparison_in_the_same_directory(plan: Plan, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    plan.write(out / "plan.json")
+    (out / "plan.json").write_text(json.dumps(asdict(plan)))
     with pytest.raises(InputError) as caught:
         compare(replace(plan, seeds=(1, 2)), out)
     message = str(caught.value)
-    assert message == f"{out}: holds another comparison (here, there): seeds: (1, 2), (1,). Give another --out"
+    assert message == f"{out}: holds another experiment (here, there): seeds: [1, 2], [1]. Give another --out"
     (tmp_path / "notes.txt").touch()
     with pytest.raises(InputError, match="holds something else; expected a new or empty directory"):
         compare(plan, tmp_path)
     (tmp_path / "plan.json").write_text("{", encoding="utf-8")
-    with pytest.raises(InputError, match=r"plan.json: not the plan of a comparison \(.*\); give another --out"):
+    with pytest.raises(InputError, match=r"plan.json: not the plan of an experiment \(.*\); give another --out"):
         compare(plan, tmp_path)
 
 
@@ -175,25 +177,26 @@ def test_another_comparison_in_the_same_directory(plan: Plan, tmp_path: Path) ->
 def test_what_is_wrong_is_said_before_anything_is_trained(
     plan: Plan, tmp_path: Path, change: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "run_jobs", None)
+    monkeypatch.setattr(experiments, "run_jobs", None)
     out = tmp_path / "out"
     with pytest.raises(InputError, match=message):
         compare(replace(plan, **change), out)
     assert not list(out.iterdir())  # put right, the same command goes on here
-    plan.write(out / "plan.json")
-    with pytest.raises(InputError, match="holds another comparison"):
+    (out / "plan.json").write_text(json.dumps(asdict(plan)))
+    with pytest.raises(InputError, match="holds another experiment"):
         compare(replace(plan, **change), out)
     assert [path.name for path in out.iterdir()] == ["plan.json"]
 
 
 INTERRUPTED = """
+import json
 import sys
 from pathlib import Path
 from stemma.insights.compare import compare
 from stemma.insights.plan import Plan
 
 if __name__ == "__main__":
-    compare(Plan.read(Path(sys.argv[1])), Path(sys.argv[2]), workers=1)
+    compare(Plan.of(json.loads(Path(sys.argv[1]).read_text())), Path(sys.argv[2]), workers=1)
 """
 
 
@@ -204,7 +207,7 @@ def test_an_interrupted_comparison_ends_with_the_same_numbers(
     """SIGTERM when the first job is done; then on with the others, in two workers."""
     script, out = tmp_path / "interrupted.py", tmp_path / "out"
     script.write_text(INTERRUPTED, encoding="utf-8")
-    plan.write(tmp_path / "plan.json")
+    (tmp_path / "plan.json").write_text(json.dumps(asdict(plan)))
     command = [sys.executable, str(script), str(tmp_path / "plan.json"), str(out)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     first, second = (out / job / "measures.json" for job in ("gpt-1", "glm-1"))

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from stemma.insights import live as module
 from stemma.insights.arms import ARMS, Scale
+from stemma.insights.comparison_report import board_of
 from stemma.insights.live import live, plain, sparkline
 from stemma.insights.plan import Plan
 
@@ -43,7 +44,7 @@ def test_a_long_curve_is_thinned_out() -> None:
 def lines(monkeypatch: pytest.MonkeyPatch, told: list[Any]) -> list[str]:
     """The lines that are printed without a terminal; each thing is told at its time in seconds."""
     console = Console(file=io.StringIO(), width=40, record=True)
-    with plain(PLAN, console) as observer:
+    with plain(board_of(PLAN), console) as observer:
         for seconds, kind, *content in told:
             monkeypatch.setattr(module.time, "monotonic", lambda seconds=seconds: seconds)
             getattr(observer, kind)(*content)
@@ -75,8 +76,9 @@ def test_lines_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         "gpt-1        pretraining 0/1,000",
         "glm-1        pretraining 30/1,000  loss 6.000",
         "gpt-1        pretraining 500/1,000  loss 4.250",
-        "gpt-1        classification 0.750  choice 0.500  nats a token of a blank 4.250  bits per byte 2.125",
-        "glm-1        choice 0.500  nats a token of a blank 4.250  bits per byte 2.125",
+        "gpt-1        accuracy, fine-tuned 0.750  right piece of four 0.500  "
+        "blanks: nats a token 4.250  bits per byte 2.125",
+        "glm-1        right piece of four 0.500  blanks: nats a token 4.250  bits per byte 2.125",
     ]
 
 
@@ -85,7 +87,7 @@ def shown(plan: Plan, told: list[Any], width: int, height: int = 50) -> list[str
     console = Console(
         file=io.StringIO(), width=width, height=height, force_terminal=True, color_system=None, record=True
     )
-    with live(plan, console) as observer:
+    with live(board_of(plan), console) as observer:
         for kind, *content in told:
             getattr(observer, kind)(*content)
         observer.tick()
@@ -112,7 +114,7 @@ def test_the_table_before_during_and_after_jobs(width: int) -> None:
     curve = sparkline([8.0 - step / 10 for step in range(30)], {80: 12}.get(width, 24))
     assert found[3].split() == ["GPT", "1", "pretraining", "58", "%", "5.100", curve]
     assert found[4].split() == ["GLM", "1", "done", "0.750", "0.500", "4.250", "2.125"]
-    assert found[5].split() == ["GLM", "2", "from", "random", "50", "%"]  # a later seed only when it has begun
+    assert found[5].split() == ["GLM", "2", "from", "random", "50", "%", "1.500"]  # a later seed only when it has begun
     assert " ".join(found[6:]).startswith("class: accuracy after fine-tuning") and found[-1].startswith("0:0")
     assert max(map(len, found)) <= width and not any("…" in line for line in found)
 
@@ -136,7 +138,7 @@ def test_nothing_is_cut_off_for_the_longest_names() -> None:
 def test_what_is_said_is_shown_at_once() -> None:
     """Before the jobs begin nothing ticks."""
     file = io.StringIO()
-    with live(PLAN, Console(file=file, width=80, height=50, force_terminal=True)) as observer:
+    with live(board_of(PLAN), Console(file=file, width=80, height=50, force_terminal=True)) as observer:
         observer.say("learning the tokenizer")
         end = time.monotonic() + 5
         while "learning" not in file.getvalue() and time.monotonic() < end:

@@ -14,7 +14,7 @@ from stemma.insights.measures import _through_a_rolling_cache, used_experts
 def results(arms: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     seeds = list(range(1, len(next(iter(arms.values()))) + 1))
     measures = {f"{arm}-{seed}": row for arm, rows in arms.items() for seed, row in zip(seeds, rows, strict=True)}
-    return {"plan": {"seeds": seeds}, "measures": measures}
+    return {"plan": {"seeds": seeds, "arms": list(arms)}, "measures": measures}
 
 
 @pytest.mark.parametrize(

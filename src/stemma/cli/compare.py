@@ -9,7 +9,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from stemma.insights.plan import Plan
+    from stemma.insights.experiments import Board
 
 
 def compare(
@@ -53,7 +53,7 @@ def compare(
     from stemma.errors import InputError
     from stemma.insights.arms import ARMS
     from stemma.insights.compare import compare as run
-    from stemma.insights.comparison_report import table_of, write_comparison
+    from stemma.insights.comparison_report import board_of, table_of, write_comparison
     from stemma.insights.plan import Plan, scale_for
     from stemma.insights.report import rich_table
     from stemma.insights.workers import Interrupted
@@ -69,7 +69,7 @@ def compare(
         text, field, documents, table, label_text, label_column, arms, tuple(range(1, seeds + 1)), scale, budget
     )
     console = Console(stderr=as_json)
-    with observed(plan, console) as observer:
+    with observed(board_of(plan), console) as observer:
         try:
             results = run(plan, out, workers=workers or os.cpu_count() or 1, observer=observer)
         except Interrupted:
@@ -83,8 +83,8 @@ def compare(
     console.print(f"report: {report}", highlight=False, soft_wrap=True)
 
 
-def observed(plan: "Plan", console: "Console") -> Any:
+def observed(board: "Board", console: "Console") -> Any:
     """Return a context that gives who is told how the runs go: a live table on a terminal, lines elsewhere."""
     from stemma.insights.live import live, plain
 
-    return live(plan, console) if console.is_terminal else plain(plan, console)
+    return live(board, console) if console.is_terminal else plain(board, console)

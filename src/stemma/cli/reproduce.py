@@ -15,8 +15,9 @@ def reproduce(
     scale: Annotated[str, typer.Option(help="small (two cores), medium or paper (GPUs).")] = "small",
     steps: Annotated[int | None, typer.Option(min=1, help="Updates of pretraining instead of the scale's.")] = None,
     text: Annotated[
-        str, typer.Option(help="The corpus: a file, a folder, a glob, hf:owner/name, or python.")
-    ] = "python",
+        str | None,
+        typer.Option(help="The corpus: a file, a folder, a glob, hf:owner/name, or python.", show_default="python"),
+    ] = None,
     labels: Annotated[str | None, typer.Option(help="Labelled texts, for claims about fine-tuning.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Trainings at once.", show_default="one a core")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to write.")] = Path("runs/reproduce"),
@@ -32,14 +33,13 @@ def reproduce(
     Example: stemma reproduce glm-shuffling --seeds 3
     """
     import os
-    from dataclasses import asdict, replace
+    from dataclasses import asdict
 
     from rich.console import Console
 
     from stemma.cli.compare import observed
-    from stemma.errors import InputError
     from stemma.insights.claims import claim_named
-    from stemma.insights.reproduce import CLAIMS, REPORT, SCALES, description, plan_of
+    from stemma.insights.reproduce import CLAIMS, REPORT, description, trial_of
     from stemma.insights.reproduce import reproduce as run
     from stemma.insights.workers import Interrupted
 
@@ -48,16 +48,14 @@ def reproduce(
         for claim in CLAIMS.values():
             console.print(description(claim) + "\n", highlight=False, markup=False, soft_wrap=True)
         return
-    if scale not in SCALES:
-        raise InputError(f"--scale {scale}: expected one of {', '.join(SCALES)}")
-    size = SCALES[scale] if steps is None else replace(SCALES[scale], steps=steps)
-    wanted = [claim_named(name, CLAIMS) for name in claims]
-    plans = [plan_of(claim, seeds=seeds, scale=size, text=text, labels=labels) for claim in wanted]
+    given = {"steps": steps, "text": text, "labels": labels}
+    trials = [trial_of(claim_named(name, CLAIMS), seeds=seeds, scale=scale, given=given) for name in claims]
     verdicts = []
-    for claim, plan in zip(wanted, plans, strict=True):
+    for trial in trials:
+        claim = trial.claim
         try:
-            with observed(plan, console) as observer:
-                decision = run(claim, plan, out, workers=workers or os.cpu_count() or 1, observer=observer)
+            with observed(trial.board, console) as observer:
+                decision = run(trial, out, workers=workers or os.cpu_count() or 1, observer=observer)
         except Interrupted:
             console.print("interrupted; the same command goes on from here", highlight=False)
             raise typer.Exit(130) from None

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from stemma.errors import InputError, closest
 from stemma.evaluation.intervals import Interval, paired_over_seeds
+from stemma.insights.experiments import Experiment
 
 Outcome = Literal["reproduced", "not reproduced", "undecided"]
 Results = Mapping[str, Any]
@@ -31,13 +32,28 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """Frameworks side by side, see `compare`.
+
+    Args:
+        arms: names of `arms.ARMS`. labels: whether fine-tuning is part of it. several_blanks, long_texts: see
+            `plan.Plan`.
+    """
+
+    arms: tuple[str, ...]
+    labels: bool = False
+    several_blanks: int = 0
+    long_texts: int = 0
+
+
+@dataclass(frozen=True)
 class Claim:
     """A claim.
 
     Args:
         source: paper, section. hypothesis: what it says. varied, controlled: of the experiment.
-        decides: the number, and what it must be. arms: names of `arms.ARMS`. decide: from the results of `compare`.
-        labels: whether fine-tuning is part of it. several_blanks, long_texts: see `plan.Plan`.
+        decides: the number, and what it must be. decide: from the results.
+        experiment: a comparison of frameworks, or one of its own.
     """
 
     name: str
@@ -46,11 +62,8 @@ class Claim:
     varied: str
     controlled: str
     decides: str
-    arms: tuple[str, ...]
     decide: Callable[[Results], Decision]
-    labels: bool = False
-    several_blanks: int = 0
-    long_texts: int = 0
+    experiment: Comparison | Experiment
 
 
 CONTROLLED = "tokens and their order, tokenizer, batch, steps, learning rate, parameters (within 2 %), seeds"

@@ -12,8 +12,8 @@ import json
 import shutil
 import string
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,16 @@ from stemma.files import cache_directory, write_whole
 from stemma.finetuning.recipe import build_recipe
 from stemma.finetuning.run import finetune
 from stemma.insights.arms import ARMS, common_tokenizer, configurations, count_parameters, recipe_of
+from stemma.insights.experiments import PLAN, Observer, claim, run_missing, write_results
 from stemma.insights.measures import measure_model
 from stemma.insights.passages import draw_passages
 from stemma.insights.plan import Plan
 from stemma.insights.python_labels import python_labels
-from stemma.insights.workers import Interrupted, Report, Reporter, run_jobs
+from stemma.insights.workers import Interrupted, Report, Reporter
 from stemma.training.pretrain import find_tokenizer, pretrain
 from stemma.training.recipe import Recipe
 
-PLAN, MEASURES, RESULTS, REPORT = "plan.json", "measures.json", "results.json", "report.html"
+REPORT = "report.html"
 
 _TEST, _DEV = 0.4, 0.1  # shares of the labelled examples
 
@@ -55,16 +56,6 @@ class Job:
         return f"{self.arm}-{self.seed}"
 
 
-@dataclass
-class Observer:
-    """Who is told how the comparison goes; see `cli.compare`."""
-
-    say: Callable[[str], None] = lambda message: None
-    event: Report = lambda event: None
-    measured: Callable[[str, Mapping[str, Any]], None] = lambda job, measures: None
-    tick: Callable[[], None] = field(default=lambda: None)
-
-
 def compare(plan: Plan, out: Path, *, workers: int = 2, observer: Observer | None = None) -> dict[str, Any]:
     """Run the comparison, or go on with one that is in `out`; return its results, as in `out`/results.json.
 
@@ -74,7 +65,7 @@ def compare(plan: Plan, out: Path, *, workers: int = 2, observer: Observer | Non
     """
     observer = observer or Observer()
     cache = cache_directory()
-    new = _claim(plan, out)
+    new = claim(out, json.loads(json.dumps(asdict(plan))))
     try:
         tokenizer = _shared_tokenizer(plan, out, cache, observer)
         _shared_labels(plan, out)
@@ -84,32 +75,19 @@ def compare(plan: Plan, out: Path, *, workers: int = 2, observer: Observer | Non
             for path in (out / PLAN, *out.glob("labels-*.jsonl")):
                 path.unlink(missing_ok=True)
         raise
+    observer.say(f"training   {plan.scale.tokens:,} tokens for each model")
     jobs = [Job(arm, seed, str(out), str(cache), plan) for seed in plan.seeds for arm in plan.arms]
-    todo = [job for job in jobs if _measures(out, job.name) is None]
-    for job in jobs:
-        if job not in todo:
-            observer.measured(job.name, _measures(out, job.name) or {})
-    if todo:
-        observer.say(f"{len(todo)} of {len(jobs)} models to train on {plan.scale.tokens:,} tokens each")
-
-        def on_event(event: tuple[str, str, int, int, dict[str, float]]) -> None:
-            observer.event(event)
-            if event[1] == "done":
-                observer.measured(event[0], _measures(out, event[0]) or {})
-
-        run_jobs(run_job, todo, workers=workers, on_event=on_event, tick=observer.tick)
+    measures = run_missing(run_job, jobs, out, workers=workers, observer=observer)
     results = {
         "plan": asdict(plan),
         "parameters": _parameters(plan, tokenizer),
-        "measures": {job.name: _measures(out, job.name) for job in jobs},
+        "measures": measures,
         "curves": {job.name: _curve(out / job.name / "pretrained") for job in jobs},
     }
-    with write_whole(out / RESULTS) as temporary:
-        temporary.write_text(json.dumps(results) + "\n", encoding="utf-8")
-    return results
+    return write_results(out, results)
 
 
-def run_job(job: Job, report: Report) -> None:
+def run_job(job: Job, report: Report) -> dict[str, Any]:
     """Train and measure one framework with one seed; what is there already is not done again."""
     out, plan = Path(job.out), job.plan
     folder = out / job.name
@@ -130,9 +108,7 @@ def run_job(job: Job, report: Report) -> None:
     model, tokenizer = families.load(folder / "pretrained"), load_tokenizer(folder / "pretrained")
     measures |= measure_model(model, tokenizer, plan, Path(job.cache))
     measures["seconds"] = time.monotonic() - started
-    with write_whole(folder / MEASURES) as temporary:
-        temporary.write_text(json.dumps(measures) + "\n", encoding="utf-8")
-    report((job.name, "done", 1, 1, {}))
+    return measures
 
 
 def recipes(plan: Plan, out: Path) -> dict[tuple[str, int], Recipe]:
@@ -197,22 +173,6 @@ def _one_token_words(tokenizer: Tokenizer, labels: Sequence[str]) -> dict[str, s
     return words
 
 
-def _claim(plan: Plan, out: Path) -> bool:
-    """Return whether the comparison is a new one."""
-    path = out / PLAN
-    if path.is_file():
-        there = asdict(Plan.read(path))
-        changed = [f"{name}: {value}, {there[name]}" for name, value in asdict(plan).items() if there[name] != value]
-        if changed:
-            raise InputError(f"{out}: holds another comparison (here, there): {'; '.join(changed)}. Give another --out")
-        return False
-    if out.is_dir() and any(out.iterdir()):
-        raise InputError(f"{out}: holds something else; expected a new or empty directory")
-    out.mkdir(parents=True, exist_ok=True)
-    plan.write(path)
-    return True
-
-
 def _shared_tokenizer(plan: Plan, out: Path, cache: Path, observer: Observer) -> Tokenizer:
     """Learn the tokenizer and tokenise the corpus, once for all."""
     folder = out / "tokenizer"
@@ -269,15 +229,6 @@ def _write_labels(data: LabelledData, path: Path) -> None:
     ]
     with write_whole(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _measures(out: Path, job: str) -> dict[str, Any] | None:
-    path = out / job / MEASURES
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content
 
 
 def _parameters(plan: Plan, tokenizer: Tokenizer) -> dict[str, int]:

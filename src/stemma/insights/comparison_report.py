@@ -1,31 +1,29 @@
 """The results of `compare` as a table and a page."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from stemma.evaluation.intervals import Interval, over_seeds
 from stemma.insights.arms import ARMS
 from stemma.insights.compare import REPORT, recipes
-from stemma.insights.parts import Bars, Cell, Code, Curves, Paragraph, Samples, Series, Table
+from stemma.insights.experiments import Board, Column
+from stemma.insights.parts import Bars, Code, Curves, Paragraph, Samples, Series, Table
 from stemma.insights.plan import Plan
 from stemma.insights.report import Report, Section, write_report
+from stemma.insights.tables import average, rows_of
 
-Measure = Callable[[Mapping[str, Any]], float | None]
-
-# Title, value, whether more is better.
-MEASURES: tuple[tuple[str, Measure, bool], ...] = (
-    ("accuracy, fine-tuned", lambda m: m.get("finetuned", {}).get("test"), True),
-    ("... from random weights", lambda m: m.get("from-random", {}).get("test"), True),
-    ("right piece of four", lambda m: m["choice"], True),
-    ("blanks: nats a token", lambda m: m["blank_nll"], False),
-    ("blanks: exact match", lambda m: m["exact_match"], True),
-    ("blanks: ROUGE-L", lambda m: m["rouge_l"], True),
-    ("bits per byte", lambda m: m["bits_per_byte"], False),
+MEASURES: tuple[Column, ...] = (
+    Column("accuracy, fine-tuned", "class", lambda m: m.get("finetuned", {}).get("test")),
+    Column("... from random weights", "", lambda m: m.get("from-random", {}).get("test")),
+    Column("right piece of four", "choice", lambda m: m["choice"]),
+    Column("blanks: nats a token", "nats", lambda m: m["blank_nll"], more=False),
+    Column("blanks: exact match", "", lambda m: m["exact_match"]),
+    Column("blanks: ROUGE-L", "", lambda m: m["rouge_l"]),
+    Column("bits per byte", "bits", lambda m: m["bits_per_byte"], more=False),
 )
 _BLANKS = ("blanks: nats a token", "blanks: exact match", "blanks: ROUGE-L")
 
@@ -50,16 +48,22 @@ def table_of(results: Mapping[str, Any]) -> Table:
     """Return a column for each framework: its parameters and the mean of each measure over the seeds, with its
     interval."""
     arms = list(results["plan"]["arms"])
-    rows: list[tuple[Any, ...]] = [("parameters", *(f"{results['parameters'][arm]:,}" for arm in arms))]
-    for title, measure, more in MEASURES:
-        values = [_over_seeds(results, arm, measure) for arm in arms]
-        if all(value is None for value in values):
-            continue
-        best = _best(arms, values, title, more)
-        notes = [NOTES.get((ARMS[arm].family, title), "") for arm in arms]
-        cells = zip(arms, values, notes, strict=True)
-        rows.append((title, *(Cell("" if v is None else v, note=note, best=arm == best) for arm, v, note in cells)))
-    return Table(("", *(ARMS[arm].label for arm in arms)), tuple(rows), notes=_remarks(results))
+    rows = rows_of(
+        results,
+        MEASURES,
+        note=lambda arm, title: NOTES.get((ARMS[arm].family, title), ""),
+        running=lambda arm, title: (ARMS[arm].family, title) not in _OUT_OF_RUNNING,
+    )
+    parameters = ("parameters", *(f"{results['parameters'][arm]:,}" for arm in arms))
+    return Table(("", *(ARMS[arm].label for arm in arms)), (parameters, *rows), notes=_remarks(results))
+
+
+def board_of(plan: Plan) -> Board:
+    """Return what a display shows of a comparison."""
+    caption = (
+        "class: accuracy after fine-tuning; choice: one of four pieces; nats: per token of a blank; bits: per byte"
+    )
+    return Board("framework", {arm: ARMS[arm].label for arm in plan.arms}, plan.seeds, MEASURES, caption)
 
 
 def write_comparison(results: Mapping[str, Any], out: Path) -> Path:
@@ -100,29 +104,6 @@ def _lead(results: Mapping[str, Any]) -> str:
     )
 
 
-def _over_seeds(results: Mapping[str, Any], arm: str, measure: Measure) -> Interval | float | None:
-    found = [measure(results["measures"][f"{arm}-{seed}"]) for seed in results["plan"]["seeds"]]
-    values = [value for value in found if value is not None]
-    if not values:
-        return None
-    return over_seeds(values) if len(values) > 1 else float(values[0])
-
-
-def _estimate(value: Interval | float) -> float:
-    return value.estimate if isinstance(value, Interval) else value
-
-
-def _best(arms: Sequence[str], values: Sequence[Interval | float | None], title: str, more: bool) -> str | None:
-    running = [
-        (_estimate(value), arm)
-        for arm, value in zip(arms, values, strict=True)
-        if value is not None and (ARMS[arm].family, title) not in _OUT_OF_RUNNING
-    ]
-    if len(running) < 2:
-        return None
-    return (max if more else min)(running, key=lambda pair: pair[0])[1]
-
-
 def _remarks(results: Mapping[str, Any]) -> tuple[str, ...]:
     majority = [m["finetuned"]["majority"] for m in results["measures"].values() if "finetuned" in m]
     remarks = [] if not majority else [f"always the most frequent class: {majority[0]:.3f}"]
@@ -135,16 +116,14 @@ def _bars(results: Mapping[str, Any]) -> list[Bars]:
     arms = results["plan"]["arms"]
     labels = [ARMS[arm].label for arm in arms]
     charts = []
-    for title, measure, _ in MEASURES:
-        values = [_over_seeds(results, arm, measure) for arm in arms]
+    for column in MEASURES:
+        # A pseudo-likelihood is no probability of the text: as a bar beside probabilities it would mislead.
         shown = [
-            None
-            if ("bert", title) in _OUT_OF_RUNNING and ARMS[arm].family == "bert" and title == MEASURES[-1][0]
-            else value
-            for arm, value in zip(arms, values, strict=True)
+            None if ARMS[arm].family == "bert" and column.title == "bits per byte" else average(results, arm, column)
+            for arm in arms
         ]
         if any(value is not None for value in shown):
-            charts.append(Bars((title,), tuple(labels), (tuple(shown),), caption=title))
+            charts.append(Bars((column.title,), tuple(labels), (tuple(shown),), caption=column.title))
     return charts
 
 

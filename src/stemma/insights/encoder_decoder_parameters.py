@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from stemma.insights.claims import CONTROLLED, Claim, Decision, Results, by_sign, difference, values
+from stemma.insights.claims import CONTROLLED, Claim, Comparison, Decision, Results, by_sign, difference, values
 
 
 def _accuracy(measures: Mapping[str, Any]) -> float:
@@ -31,7 +31,6 @@ CLAIM = Claim(
     varied="the framework, and T5's number of parameters: that of the others, and twice it",
     controlled=CONTROLLED,
     decides="accuracy after fine-tuning: GLM minus T5 with as many parameters; reproduced if its interval lies above 0",
-    arms=("bert", "glm", "t5", "t5-twice"),
     decide=decide,
-    labels=True,
+    experiment=Comparison(("bert", "glm", "t5", "t5-twice"), labels=True),
 )

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from stemma.evaluation.intervals import Interval
-from stemma.insights.claims import CONTROLLED, Claim, Decision, Outcome, Results, difference, values
+from stemma.insights.claims import CONTROLLED, Claim, Comparison, Decision, Outcome, Results, difference, values
 
 Measure = Callable[[Mapping[str, Any]], float]
 
@@ -53,7 +53,6 @@ CLAIM = Claim(
     decides="in each of understanding, filling blanks and writing, how far GLM is ahead of the best framework made for "
     "it; reproduced if all three intervals lie above minus the margin (3 points of accuracy, 0.1 nats, 0.1 bits), not "
     "reproduced if one lies wholly below",
-    arms=("gpt", "bert", "t5", "glm", "unilm"),
     decide=decide,
-    labels=True,
+    experiment=Comparison(("gpt", "bert", "t5", "glm", "unilm"), labels=True),
 )

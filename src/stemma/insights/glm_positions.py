@@ -1,6 +1,6 @@
 """Does GLM need its second position? (Du et al. 2022, section 3.3: without it performance drops.)"""
 
-from stemma.insights.claims import CONTROLLED, Claim, Decision, Results, by_sign, difference
+from stemma.insights.claims import CONTROLLED, Claim, Comparison, Decision, Results, by_sign, difference
 
 
 def decide(results: Results) -> Decision:
@@ -19,7 +19,6 @@ CLAIM = Claim(
     controlled=CONTROLLED.replace("within 2 %", "the ablation has one table less, 2.6 % at the small scale"),
     decides="nats per token of three held-out blanks a passage, filled from left to right: without the second position "
     "minus with; reproduced if its interval lies above 0",
-    arms=("glm", "glm-one-position"),
     decide=decide,
-    several_blanks=128,
+    experiment=Comparison(("glm", "glm-one-position"), several_blanks=128),
 )

@@ -1,7 +1,7 @@
 """Does it matter that GLM's spans are written in random order? (Du et al. 2022, section 3.3: removing the shuffling
 leads to a severe drop on SuperGLUE.)"""
 
-from stemma.insights.claims import CONTROLLED, Claim, Decision, Results, by_sign, difference
+from stemma.insights.claims import CONTROLLED, Claim, Comparison, Decision, Results, by_sign, difference
 
 
 def decide(results: Results) -> Decision:
@@ -22,7 +22,6 @@ CLAIM = Claim(
     decides="nats per token of three held-out blanks a passage, in the mean over all six orders: without shuffling "
     "minus with; reproduced if its interval lies above 0. (From left to right alone the ablation may well win: it "
     "trains on nothing else.)",
-    arms=("glm", "glm-in-order"),
     decide=decide,
-    several_blanks=128,
+    experiment=Comparison(("glm", "glm-in-order"), several_blanks=128),
 )

@@ -1,7 +1,7 @@
 """Are sparse experts better than a dense network of equal cost? (Jiang et al. 2024, "Mixtral of Experts", 3.)"""
 
 from stemma.evaluation.intervals import over_seeds
-from stemma.insights.claims import Claim, Decision, Results, by_sign, difference, values
+from stemma.insights.claims import Claim, Comparison, Decision, Results, by_sign, difference, values
 
 
 def decide(results: Results) -> Decision:
@@ -24,6 +24,6 @@ CLAIM = Claim(
     varied="the feed-forward networks: one, or two of eight half as wide; and whether the router is balanced",
     controlled="tokens and their order, tokenizer, batch, steps, learning rate, active parameters (within 2 %), seeds",
     decides="held-out bits per byte: dense minus experts; reproduced if its interval lies above 0",
-    arms=("mistral", "mixtral", "mixtral-uneven"),
     decide=decide,
+    experiment=Comparison(("mistral", "mixtral", "mixtral-uneven")),
 )

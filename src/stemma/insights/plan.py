@@ -1,16 +1,12 @@
 """What decides a comparison, and how large it is for a budget."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from stemma.data.corpora import CorpusSource
-from stemma.errors import InputError
-from stemma.files import write_whole
 from stemma.insights.arms import Scale
 
 VERSION = 1
@@ -70,28 +66,10 @@ class Plan:
         """The corpus."""
         return CorpusSource(self.text, self.field, self.documents, self.held_out)
 
-    def write(self, path: Path) -> None:
-        """Write it as JSON."""
-        with write_whole(path) as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> "Plan":
         """Return the plan that was made a dictionary."""
         return TypeAdapter(cls).validate_python(content)
-
-    @classmethod
-    def read(cls, path: Path) -> "Plan":
-        """Read what `write` wrote.
-
-        Raises:
-            InputError: the file is none.
-        """
-        try:
-            return TypeAdapter(cls).validate_json(path.read_bytes())
-        except ValueError as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"{path}: not the plan of a comparison ({reason}); give another --out") from error
 
 
 def scale_for(minutes: float, arms: int, seeds: int) -> Scale:

@@ -1,13 +1,13 @@
 """`stemma reproduce`: run a claim's experiment, and say how it came out.
 
-<out>/<claim>/...            the runs, as `compare` lays them out
+<out>/<claim>/...            the runs, see `experiments`
 <out>/<claim>/verdict.json   how it came out
 <out>/report.html            a section a claim
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,14 @@ from stemma.insights import (
     sliding_window,
 )
 from stemma.insights.arms import ARMS, Scale
-from stemma.insights.claims import Claim, Decision
-from stemma.insights.compare import Observer, compare
-from stemma.insights.comparison_report import command_settings, curves_of, table_of
-from stemma.insights.parts import Paragraph, Report, Section, Table, Verdict
+from stemma.insights.claims import Claim, Comparison, Decision
+from stemma.insights.compare import compare
+from stemma.insights.comparison_report import board_of, command_settings, curves_of, table_of
+from stemma.insights.experiments import Board, Observer, run_experiment
+from stemma.insights.parts import Code, Paragraph, Report, Section, Table, Verdict
 from stemma.insights.plan import Plan
 from stemma.insights.report import read_report, write_report
+from stemma.insights.tables import rows_of
 
 CLAIMS: dict[str, Claim] = {
     module.CLAIM.name: module.CLAIM
@@ -52,73 +54,111 @@ SCALES: dict[str, Scale] = {
 }
 
 
-def plan_of(claim: Claim, *, seeds: int, scale: Scale, text: str = "python", labels: str | None = None) -> Plan:
-    """Return the plan of a claim's experiment.
+@dataclass(frozen=True)
+class Trial:
+    """A claim's experiment, ready to be run: `plan` decides a comparison, `settings` and `seeds` any other."""
 
+    claim: Claim
+    seeds: tuple[int, ...]
+    board: Board
+    plan: Plan | None = None
+    settings: Mapping[str, Any] | None = None
+
+
+def trial_of(claim: Claim, *, seeds: int, scale: str = "small", given: Mapping[str, Any] | None = None) -> Trial:
+    """Return the experiment of a claim.
+
+    Args:
+        scale: "small", or what else the claim has. given: "steps", "text" and "labels" by the user.
     Raises:
-        InputError: fewer than two seeds, or a claim about fine-tuning without labels for a text of one's own.
+        InputError: fewer than two seeds, or something that the claim's experiment does not have.
     """
     if seeds < 2:
         raise InputError(f"--seeds {seeds}: a claim is decided by differences over seeds, expected 2 or more")
-    if claim.labels and labels is None and text != "python":
-        raise InputError(f"{claim.name} is about fine-tuning: expected --labels with --text")
-    table = (labels or "python") if claim.labels else None
-    numbers = tuple(range(1, seeds + 1))
+    numbers, experiment = tuple(range(1, seeds + 1)), claim.experiment
+    given = {name: value for name, value in (given or {}).items() if value is not None}
+    if isinstance(experiment, Comparison):
+        plan = _plan(claim.name, experiment, numbers, scale, **given)
+        return Trial(claim, numbers, board_of(plan), plan=plan)
+    board = Board("arm", experiment.arms, numbers, experiment.columns)
+    return Trial(claim, numbers, board, settings=experiment.settings(scale, given))
+
+
+def _plan(
+    claim: str,
+    comparison: Comparison,
+    seeds: tuple[int, ...],
+    scale: str,
+    *,
+    steps: int | None = None,
+    text: str = "python",
+    labels: str | None = None,
+) -> Plan:
+    if scale not in SCALES:
+        raise InputError(f"--scale {scale}: expected one of {', '.join(SCALES)}")
+    if comparison.labels and labels is None and text != "python":
+        raise InputError(f"{claim} is about fine-tuning: expected --labels with --text")
+    table = (labels or "python") if comparison.labels else None
+    size = SCALES[scale] if steps is None else replace(SCALES[scale], steps=steps)
     return Plan(
-        text, "text", "file", table, "text", "label", claim.arms, numbers, scale,
-        several_blanks=claim.several_blanks, long_texts=claim.long_texts,
+        text, "text", "file", table, "text", "label", comparison.arms, seeds, size,
+        several_blanks=comparison.several_blanks, long_texts=comparison.long_texts,
     )  # fmt: skip
 
 
-def reproduce(claim: Claim, plan: Plan, out: Path, *, workers: int, observer: Observer | None = None) -> Decision:
+def reproduce(trial: Trial, out: Path, *, workers: int, observer: Observer | None = None) -> Decision:
     """Run the experiment, or go on with one that is in `out`; write the verdict and its section of the report.
 
     Raises:
-        InputError: see `compare`. Interrupted: everything finished so far is kept.
+        InputError: see `compare` and `run_experiment`. Interrupted: everything finished so far is kept.
     """
-    folder = out / claim.name
-    results = compare(plan, folder, workers=workers, observer=observer)
+    claim, folder = trial.claim, out / trial.claim.name
+    if trial.plan is not None:
+        results = compare(trial.plan, folder, workers=workers, observer=observer)
+    else:
+        experiment: Any = claim.experiment
+        settings = trial.settings or {}
+        results = run_experiment(experiment, settings, trial.seeds, folder, workers=workers, observer=observer)
     decision = claim.decide(results)
     with write_whole(folder / VERDICT) as temporary:
         content = {"claim": claim.name, **asdict(decision)}
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    _add_section(claim, decision, results, out, folder)
-    return decision
-
-
-def _add_section(claim: Claim, decision: Decision, results: Mapping[str, Any], out: Path, folder: Path) -> None:
     path = out / REPORT
     lead = "Claims of papers as small controlled experiments. What decides each was written down before it was run."
     before = read_report(path) if path.is_file() else Report("reproduce", lead, ())
     write_report(before.with_section(section_of(claim, decision, results, folder)), path)
+    return decision
 
 
 def section_of(claim: Claim, decision: Decision, results: Mapping[str, Any], folder: Path) -> Section:
     """Return the section of a report about a claim."""
-    plan = results["plan"]
-    tokens = Plan.of(plan).scale.tokens
+    plan, experiment, command = results["plan"], claim.experiment, f"stemma reproduce {claim.name}"
+    seeds = f"{len(plan['seeds'])} seeds"
+    if isinstance(experiment, Comparison):
+        extent = f"{seeds}, {Plan.of(plan).scale.tokens:,} tokens of `{plan['text']}` each"
+        shown = [table_of(results), curves_of(results), *command_settings(results, folder, command)]
+    else:
+        extent = seeds
+        table = Table(("", *experiment.arms.values()), rows_of(results, experiment.columns))
+        settings = Code(json.dumps(plan, indent=2), caption="the settings")
+        shown = [table, *experiment.charts(results), Code(command, caption="to run it again"), settings]
     text = "\n\n".join(
         [
             f"Claim: {claim.hypothesis} ({claim.source}).",
             f"Varied: {claim.varied}.",
-            f"Held equal: {claim.controlled}. {len(plan['seeds'])} seeds, {tokens:,} tokens of `{plan['text']}` each.",
+            f"Held equal: {claim.controlled}. {extent}.",
             f"What decides: {claim.decides}.",
         ]
     )
-    rows = [(name, interval) for name, interval in (decision.details or {}).items()]
+    rows = list((decision.details or {}).items())
+    measured = [Table(("also measured", "value"), rows)] if rows else []
     verdict = Verdict(claim.hypothesis, decision.outcome, decision.effect, decision.premise)
-    parts: list[Any] = [Paragraph(text), verdict]
-    if rows:
-        parts.append(Table(("also measured", "difference"), tuple(rows)))
-    parts += [
-        table_of(results),
-        curves_of(results),
-        *command_settings(results, folder, f"stemma reproduce {claim.name}"),
-    ]
-    return Section(claim.name, tuple(parts))
+    return Section(claim.name, (Paragraph(text), verdict, *measured, *shown))
 
 
 def description(claim: Claim) -> str:
     """Return a claim in a few lines, for the terminal."""
-    arms = ", ".join(ARMS[arm].label for arm in claim.arms)
-    return f"{claim.name}\n  {claim.hypothesis}\n  {claim.source}\n  frameworks: {arms}\n  decides: {claim.decides}"
+    experiment = claim.experiment
+    names = {arm: ARMS[arm].label for arm in experiment.arms} if isinstance(experiment, Comparison) else experiment.arms
+    lines = (claim.name, claim.hypothesis, claim.source, f"compared: {', '.join(names.values())}")
+    return "\n  ".join((*lines, f"decides: {claim.decides}"))

@@ -1,14 +1,14 @@
 """Is a rolling buffer enough? (Jiang et al. 2023, section 2: its size is fixed, and nothing is lost.)"""
 
 from stemma.evaluation.intervals import over_seeds
-from stemma.insights.claims import Claim, Decision, Outcome, Results, values
+from stemma.insights.claims import Claim, Comparison, Decision, Outcome, Results, values
 
 TOLERANCE = 1e-3  # nats of a single token: rounding
 
 
 def decide(results: Results) -> Decision:
     """Decide by every single token, and by the bytes."""
-    (arm,) = CLAIM.arms
+    (arm,) = results["plan"]["arms"]
     effect = over_seeds(
         [
             rolling - whole
@@ -39,7 +39,6 @@ CLAIM = Claim(
     controlled="the weights (trained with the window), the texts",
     decides=f"nats per token through the buffer minus at once; reproduced if no token of any seed differs by "
     f"{TOLERANCE} or more and the buffer does not grow with the text",
-    arms=("mistral-window",),
     decide=decide,
-    long_texts=8,
+    experiment=Comparison(("mistral-window",), long_texts=8),
 )

@@ -1,7 +1,7 @@
 """Does a sliding window cost quality? (Jiang et al. 2023, section 2: layers on top of each other see further.)"""
 
 from stemma.evaluation.intervals import Interval
-from stemma.insights.claims import CONTROLLED, Claim, Decision, Outcome, Results, difference, values
+from stemma.insights.claims import CONTROLLED, Claim, Comparison, Decision, Outcome, Results, difference, values
 
 MARGIN = 0.02  # bits per byte: about what another seed changes
 
@@ -34,6 +34,6 @@ CLAIM = Claim(
     controlled=CONTROLLED,
     decides=f"held-out bits per byte of texts of 64 tokens: with the window minus without; reproduced if its interval "
     f"lies below {MARGIN}, not reproduced if above it",
-    arms=("mistral", "mistral-window"),
     decide=decide,
+    experiment=Comparison(("mistral", "mistral-window")),
 )
