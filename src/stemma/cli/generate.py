@@ -48,6 +48,9 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.", show_default="random")] = None,
     samples: Annotated[int, typer.Option(help="How many continuations of each prompt.")] = 1,
     beams: Annotated[int, typer.Option(help="More than 1: search the likeliest text, nothing is drawn.")] = 1,
+    length_penalty: Annotated[
+        float, typer.Option(help="Of beams: the larger, the longer the texts; 0.6 is usual of a Transformer.")
+    ] = 1.0,
     truncate: Annotated[bool, typer.Option("--truncate", help="Of a prompt too long, keep the end.")] = False,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.", show_default="as stored")] = None,
     quantize: Annotated[
@@ -101,6 +104,7 @@ def generate(
             seed=seed,
             samples=samples,
             beams=beams,
+            length_penalty=length_penalty,
             log_probabilities=log_probabilities,
             truncate=truncate,
             on_text=printer.piece,

@@ -1,5 +1,6 @@
 """Two text files of which the n-th lines belong together, such as a text and its translation."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from stemma.data.tables import numbered_lines
@@ -12,11 +13,24 @@ def read_parallel(source: Path, target: Path) -> list[tuple[str, str]]:
     Raises:
         InputError: the files have unequal numbers of lines, or no line, or one cannot be read.
     """
-    sources, targets = ([line for _, line in numbered_lines(path)] for path in (source, target))
-    if len(sources) != len(targets):
-        raise InputError(
-            f"{source} has {len(sources):,} lines, but {target} {len(targets):,}; expected equally many, a pair a line"
-        )
-    if not sources:
+    return list(parallel_lines(source, target))
+
+
+def parallel_lines(source: Path, target: Path) -> Iterator[tuple[str, str]]:
+    """Yield the pairs that `read_parallel` reads, one at a time; what is wrong may be told at the end only."""
+    sources, targets = (iter(line for _, line in numbered_lines(path)) for path in (source, target))
+    pairs = 0
+    for ours in sources:
+        theirs = next(targets, None)
+        if theirs is None:
+            raise _unequal(source, target, pairs + 1 + sum(1 for _ in sources), pairs)
+        pairs += 1
+        yield ours, theirs
+    if more := sum(1 for _ in targets):
+        raise _unequal(source, target, pairs, pairs + more)
+    if not pairs:
         raise InputError(f"{source} and {target}: no lines; expected at least one pair")
-    return list(zip(sources, targets, strict=True))
+
+
+def _unequal(source: Path, target: Path, ours: int, theirs: int) -> InputError:
+    return InputError(f"{source} has {ours:,} lines, but {target} {theirs:,}; expected equally many, a pair a line")

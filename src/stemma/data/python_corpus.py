@@ -50,14 +50,37 @@ def read_python(paths: Iterable[Path], count: Count) -> Iterator[Piece]:
                 yield from whole([text], origin)
 
 
-def _documents(path: Path, name: Path) -> Iterator[tuple[str, str]]:
-    """Yield (text, origin) of the documents in one source file."""
+def python_pairs(paths: Iterable[Path]) -> Iterator[tuple[str, str]]:
+    """Yield pairs to learn from: what a function or class is called and takes, and the first line of its docstring."""
+    root = Path(sysconfig.get_path("stdlib"))
+    for path in paths:
+        parsed = _parsed(path)
+        if parsed is None:
+            continue
+        source, tree = parsed
+        module = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+        for title, text, node in _docstrings(tree, module, source.split("\n")):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                title = f"{title}({ast.unparse(node.args)})"
+            if first := inspect.cleandoc(text).partition("\n")[0]:
+                yield title, first
+
+
+def _parsed(path: Path) -> tuple[str, ast.Module] | None:
     try:
         with tokenize.open(path) as file:  # obeys the file's own declaration of its encoding
             source = file.read()
-        tree = ast.parse(source)
+        return source, ast.parse(source)
     except (SyntaxError, UnicodeDecodeError, ValueError):
-        return  # templates and deliberately broken files
+        return None  # templates and deliberately broken files
+
+
+def _documents(path: Path, name: Path) -> Iterator[tuple[str, str]]:
+    """Yield (text, origin) of the documents in one source file."""
+    parsed = _parsed(path)
+    if parsed is None:
+        return
+    source, tree = parsed
     if name.as_posix() == "pydoc_data/topics.py":
         for topic, text in sorted(_topics(tree).items()):
             yield text, f"python topic {topic}"

@@ -45,6 +45,10 @@ from stemma.families.t5 import checkpoint as t5_checkpoint
 from stemma.families.t5.model import PRESETS as T5_PRESETS
 from stemma.families.t5.model import T5, T5Config
 from stemma.families.t5.objective import PrefixLM, SpanCorruption
+from stemma.families.transformer import checkpoint as transformer_checkpoint
+from stemma.families.transformer.model import PRESETS as TRANSFORMER_PRESETS
+from stemma.families.transformer.model import Transformer, TransformerConfig
+from stemma.families.transformer.objective import Translation
 from stemma.families.unilm.model import PRESETS as UNILM_PRESETS
 from stemma.families.unilm.objective import ClozeMixture
 from stemma.layers.lora import LoRALinear
@@ -119,6 +123,15 @@ FAMILIES: dict[str, Family] = {
         model_types=t5_checkpoint.MODEL_TYPES,
         to_published=t5_checkpoint.to_published,
         from_published=t5_checkpoint.from_published,
+    ),
+    "transformer": Family(
+        config=TransformerConfig,
+        model=Transformer,
+        presets=TRANSFORMER_PRESETS,
+        objectives={"translation": Translation},
+        model_types=transformer_checkpoint.MODEL_TYPES,
+        to_published=transformer_checkpoint.to_published,
+        from_published=transformer_checkpoint.from_published,
     ),
     # Published and loaded as the BERT that it is, with six segments.
     "unilm": Family(

@@ -24,12 +24,14 @@ class Stored:
         parameters: names of ours that it holds, one after the other along their first dimension.
         transposed: the checkpoint has it [in, out], as TensorFlow's and Hugging Face's Conv1D do; ours are [out, in].
         rows: how many rows of ours are published, where ours has padding after them; None: all.
+        halves: a dimension along which the checkpoint has our even places first, then our odd ones; None: our order.
     """
 
     name: str
     parameters: tuple[str, ...]
     transposed: bool = False
     rows: int | None = None
+    halves: int | None = None
 
 
 class _WithoutInitialisation(TorchFunctionMode):
@@ -50,11 +52,14 @@ def build_empty(build: Callable[[], Model]) -> Model:
 
 
 def publish(model: nn.Module, table: Iterable[Stored]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the published name and tensor of each row of `table`; only fused or transposed ones are copies."""
+    """Yield the published name and tensor of each row of `table`; only those in another form are copies."""
     parameters = dict(model.named_parameters())
     for stored in table:
         parts = [parameters[name].detach()[: stored.rows] for name in stored.parameters]
         joined = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if stored.halves is not None:
+            pairs = joined.unflatten(stored.halves, (-1, 2))
+            joined = torch.cat(pairs.unbind(stored.halves + 1), dim=stored.halves)
         yield stored.name, joined.t().contiguous() if stored.transposed else joined
 
 
@@ -83,7 +88,11 @@ def fill(
     for stored in table:
         tensor = tensors[stored.name]
         _check_tensor(stored, tensor, [shapes[name] for name in stored.parameters], tensors)
-        parts = (tensor.t() if stored.transposed else tensor).chunk(len(stored.parameters))
+        whole = tensor.t() if stored.transposed else tensor
+        if stored.halves is not None:
+            dim = stored.halves
+            whole = torch.stack(whole.chunk(2, dim), dim + 1).flatten(dim, dim + 1)
+        parts = whole.chunk(len(stored.parameters))
         for name, part in zip(stored.parameters, parts, strict=True):
             parameter = torch.empty(shapes[name], dtype=dtype, device=device or "cpu")
             parameter[: len(part)].copy_(part)

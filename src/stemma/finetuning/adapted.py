@@ -19,6 +19,7 @@ from stemma.families.bert.model import BERT
 from stemma.families.directory import read_json
 from stemma.families.gpt.model import GPT
 from stemma.families.t5.model import T5
+from stemma.families.transformer.model import Transformer
 from stemma.finetuning.heads import WithHead
 from stemma.finetuning.heads_published import head_names
 from stemma.finetuning.reading import CLASSIFY, DELIMITER, START, prepared
@@ -33,8 +34,11 @@ def adapt(model: Any, lora: LoRARecipe) -> None:
     """Give a model adapters, in place, so that only these and its output layer are trained.
 
     Raises:
-        InputError: it has no layers of these names.
+        InputError: it has no layers of these names, or is a Transformer, whose hidden places are published in another
+            order than ours, which no adapter knows of.
     """
+    if isinstance(model, Transformer):
+        raise InputError("lora: a Transformer is trained whole; expected null")
     heads = ["output", *["dense"] * (model.dense is not None)] if isinstance(model, WithHead) else []
     if _pooler(model):
         heads.append("backbone.pooler")

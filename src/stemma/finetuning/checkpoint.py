@@ -58,6 +58,17 @@ class TaskDescription:
     no_answer: bool = False
 
 
+# What a Transformer does that no `finetune` has taught; searched as in its paper (section 6.1).
+TRANSLATION = TaskDescription("text", "text", (), False, longest=1024, longest_target=512, beams=4, length_penalty=0.6)
+
+
+def writes_without_finetuning(directory: Path) -> bool:
+    """Return whether a checkpoint does a task as it was pretrained: a Transformer writes a text for its source."""
+    if (directory / TASK).is_file() or not (directory / "config.json").is_file():
+        return False
+    return read_config(directory)["model_type"] in families.FAMILIES["transformer"].model_types
+
+
 def shape_of_head(task: TaskDescription) -> tuple[int, bool]:
     """Return how many numbers an output layer gives, and whether it reads whole texts (see `heads.WithHead`)."""
     if task.kind == "answering":
@@ -83,12 +94,14 @@ def save_finetuned(model: Any, tokenizer: Tokenizer, task: TaskDescription, dire
 
 
 def load_finetuned(path_or_hub_id: str | Path, *, device: Any = None) -> tuple[Any, Tokenizer, TaskDescription]:
-    """Load what `save_finetuned` wrote: the model in eval mode, its tokenizer and its task.
+    """Load what `save_finetuned` wrote, or a Transformer: the model in eval mode, its tokenizer and its task.
 
     Raises:
         InputError: no such directory, or no fine-tuned model in it.
     """
     directory = resolve(path_or_hub_id)
+    if writes_without_finetuning(directory):
+        return families.load(directory, device=device), load_tokenizer(directory), TRANSLATION
     if not (directory / TASK).is_file():
         raise InputError(f"{directory}: no {TASK}, so it holds no fine-tuned model; expected what `finetune` wrote")
     try:

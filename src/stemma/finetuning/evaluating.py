@@ -11,7 +11,7 @@ from stemma.data.labelled import LabelledData
 from stemma.errors import InputError
 from stemma.families.directory import resolve
 from stemma.files import write_whole
-from stemma.finetuning.checkpoint import TASK, TaskDescription, load_finetuned
+from stemma.finetuning.checkpoint import TASK, TaskDescription, load_finetuned, writes_without_finetuning
 from stemma.finetuning.heads import WithHead
 from stemma.finetuning.measuring import majority, measure_answers, signatures
 from stemma.finetuning.objectives import objective_of
@@ -44,12 +44,13 @@ class Evaluated:
 
 
 def is_finetuned(path_or_hub_id: str | Path) -> bool:
-    """Return whether a checkpoint is a fine-tuned one.
+    """Return whether a checkpoint is a fine-tuned one, or does a task without that.
 
     Raises:
         InputError: there is no checkpoint.
     """
-    return (resolve(path_or_hub_id) / TASK).is_file()
+    directory = resolve(path_or_hub_id)
+    return (directory / TASK).is_file() or writes_without_finetuning(directory)
 
 
 def evaluate(directory: str | Path, data: DataRecipe, *, device: Any = None) -> Evaluated:

@@ -9,6 +9,7 @@ from stemma.families.bert.model import BERT
 from stemma.families.glm.model import GLM
 from stemma.families.gpt.model import GPT
 from stemma.families.t5.model import T5
+from stemma.families.transformer.model import Transformer
 from stemma.families.unilm.model import SEGMENTS
 from stemma.finetuning.answering import Spans
 from stemma.finetuning.checkpoint import TaskDescription
@@ -31,11 +32,15 @@ def formulation_of(model: Any, task: TaskRecipe) -> str:
         InputError: the family has no such formulation.
     """
     own = "text" if isinstance(model, T5) else "cloze" if isinstance(model, GLM) else "head"
+    if isinstance(model, Transformer) and task.kind != "text":
+        raise InputError(f"a Transformer learns to write texts: expected task.kind=text, not {task.kind}")
     if task.kind in ("regression", "tagging"):
         own = "head"
     if task.kind == "text":
         if isinstance(model, BERT) and not _is_unilm(model):
-            raise InputError("a BERT does not write texts: expected a GPT, T5, GLM or UniLM for task.kind=text")
+            raise InputError(
+                "a BERT does not write texts: expected a GPT, T5, Transformer, GLM or UniLM for task.kind=text"
+            )
         own = "text"
     if task.kind == "answering" and isinstance(model, GLM):
         own = "text"
@@ -96,7 +101,7 @@ def _writing(model: Any, tokenizer: Tokenizer, task: TaskDescription, pattern: s
         "length_penalty": task.length_penalty,
         "summaries": (task.metric or "").startswith("rouge"),
     }
-    if isinstance(model, T5):
+    if isinstance(model, T5 | Transformer):
         return T5Writing(**shared, room=task.longest - 1, end=tokenizer.separator)
     if isinstance(model, GLM):
         # The blank before a mask belongs to what stands in it.

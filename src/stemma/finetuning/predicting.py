@@ -32,7 +32,7 @@ def predict(
     | choice | a question and a list of options, or the list alone | which one, counted from 0 |
 
     Args:
-        model: a directory that `finetune` wrote, or what `load_finetuned` returns.
+        model: a directory that `finetune` wrote, a Transformer's, or what `load_finetuned` returns.
     Raises:
         InputError: no fine-tuned model there, or an input of another kind (names its number).
     """

@@ -14,7 +14,7 @@ from stemma.training.recipe_source import RecipeSource
 DECISIVE = ("model", "initialize", "lora", "task", "data", "training", "seed")
 
 # The published settings (Devlin et al. 2018, appendix A.3; Radford et al. 2018, section 4.1; Raffel et al. 2020,
-# section 3.1; THUDM/GLM's config_tasks).
+# section 3.1; THUDM/GLM's config_tasks; Vaswani et al. 2017, sections 5 and 6.1, at a rate for trained weights).
 FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
     "bert": {
         "training": {
@@ -46,6 +46,17 @@ FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
             "weight_decay": 0.0,
             "schedule": {"name": "constant"},
         }
+    },
+    "transformer": {
+        "training": {
+            "learning_rate": 1e-4,
+            "batch": 32,
+            "epochs": 5,
+            "betas": [0.9, 0.98],
+            "weight_decay": 0.0,
+            "schedule": {"name": "constant"},
+        },
+        "task": {"label_smoothing": 0.1, "beams": 4, "length_penalty": 0.6},
     },
     "glm": {
         "training": {

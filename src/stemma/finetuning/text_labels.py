@@ -12,10 +12,10 @@ from torch import Tensor
 from stemma.data.labelled import LabelledData
 from stemma.data.tokenizers import Tokenizer
 from stemma.errors import InputError
+from stemma.families.pairs import count_targets, target_loss
 from stemma.families.t5.model import T5
-from stemma.families.t5.objective import IGNORED, SpanCorruption
+from stemma.families.t5.objective import SpanCorruption
 from stemma.finetuning.patterns import FIELDS, check_pattern, fill_pattern
-from stemma.layers.cross_entropy import linear_cross_entropy
 from stemma.layers.masks import Mask
 
 PATTERNS = ("{text}", "first: {text} second: {pair}")  # of a text, of a pair
@@ -81,23 +81,13 @@ class TextClassification:
 
     def counts(self, batch: Mapping[str, Tensor]) -> dict[str, int]:
         """Return how many targets the batch has."""
-        return {"targets": int((batch["target"] != IGNORED).sum())}
+        return count_targets(batch)
 
     def loss(
         self, model: T5, batch: Mapping[str, Tensor], totals: Mapping[str, int] | None = None
-    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return this batch's share of the step's loss, and sums to report."""
-        divisor = (totals or self.counts(batch))["targets"]
-        hidden = model.hidden(batch["source"], batch["target"], source_padding=batch.get("source_padding"))
-        targets = batch["target"].flatten()
-        loss = linear_cross_entropy(
-            hidden.flatten(0, 1),
-            model.output_weight,
-            targets,
-            divisor=divisor,
-            label_smoothing=self.label_smoothing if model.training else 0.0,
-        )
-        return loss, {"nll": loss.detach() * divisor, "targets": (targets != IGNORED).sum()}
+        return target_loss(model, batch, totals, self.label_smoothing if model.training else 0.0)
 
     def losses(self, scores: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of each example among the labels, float32 [batch]."""

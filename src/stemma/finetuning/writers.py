@@ -1,7 +1,7 @@
 """How each family writes a target for a source.
 
 GPT     start source delimiter | target end      causal; the loss is the target's alone (Radford et al. 2018)
-T5      source end -> target end                 its own task (Raffel et al. 2020)
+T5      source end -> target end                 its own task (Raffel et al. 2020), as of a Transformer
 GLM     [CLS] source [MASK] end | target         the target in the blank, in Part B (Du et al. 2022, section 2.3)
 UniLM   [CLS] source [SEP] | target [SEP]        70 % of the target masked at a time (Dong et al. 2019, section 2.5)
 """
@@ -28,7 +28,7 @@ from stemma.finetuning.head_objective import IGNORED
 from stemma.finetuning.writing import Writing
 from stemma.inference.beam import beam_search
 from stemma.inference.decoder import Decoder
-from stemma.inference.encoder_decoder import SourceDecoder
+from stemma.inference.encoder_decoder import SourceDecoder, most_new
 from stemma.inference.infilling import fill_contexts
 from stemma.inference.masked_decoding import MaskedDecoder
 from stemma.inference.sampling import Sampling
@@ -50,7 +50,9 @@ class _Shifted(Writing):
         divisor = max((totals or self.counts(batch))["targets"], 1)
         hidden, targets = self.hidden(model, batch)
         smoothing = self.label_smoothing if model.training else 0.0
-        loss = linear_cross_entropy(hidden, model.output_weight, targets, divisor=divisor, label_smoothing=smoothing)
+        bias = getattr(model, "output_bias", None)
+        options: dict[str, Any] = {"bias": bias, "divisor": divisor, "label_smoothing": smoothing}
+        loss = linear_cross_entropy(hidden, model.output_weight, targets, **options)
         return loss, {"nll": loss.detach() * divisor, "targets": (targets != IGNORED).sum()}
 
     @abstractmethod
@@ -89,7 +91,7 @@ class GPTWriting(_Shifted):
     def write(self, model: Any, prompts: list[list[int]]) -> list[list[int]]:
         """See `Writing.write`."""
         rows = Decoder(model, prompts, copies=[self.beams] * len(prompts), new_tokens=self.longest_target)
-        return search(rows, len(prompts), self.end, self)
+        return search(rows, [self.longest_target] * len(prompts), self.end, self)
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ class GLMWriting(_Shifted):
 
 @dataclass(frozen=True)
 class T5Writing(_Shifted):
-    """A T5's own task. end: the token that ends source and target."""
+    """The own task of a T5 and of a Transformer. end: the token that ends source and target."""
 
     end: int = 0
 
@@ -153,8 +155,9 @@ class T5Writing(_Shifted):
 
     def write(self, model: Any, prompts: list[list[int]]) -> list[list[int]]:
         """See `Writing.write`."""
-        rows = SourceDecoder(model, prompts, copies=[self.beams] * len(prompts), new_tokens=self.longest_target)
-        return search(rows, len(prompts), self.end, self)
+        limits = [most_new(model, len(prompt), self.longest_target) for prompt in prompts]
+        rows = SourceDecoder(model, prompts, copies=[self.beams] * len(prompts), new_tokens=max(limits))
+        return search(rows, limits, self.end, self, getattr(model, "length_offset", 0))
 
 
 @dataclass(frozen=True)
@@ -196,12 +199,18 @@ class UniLMWriting(Writing):
         """See `Writing.write`."""
         ids = self.masking.bert_tokens
         rows = MaskedDecoder(model, ids, prompts, new_tokens=self.longest_target, copies=self.beams)
-        return search(rows, len(prompts), ids.last, self)
+        return search(rows, [self.longest_target] * len(prompts), ids.last, self)
 
 
-def search(rows: Any, prompts: int, end: int, task: Writing) -> list[list[int]]:
+def search(rows: Any, limits: list[int], end: int, task: Writing, length_offset: int = 0) -> list[list[int]]:
     """Return the best text of each prompt without its end; with one beam that is the likeliest token each time."""
-    limits = [task.longest_target] * prompts
-    found = beam_search(rows, beams=task.beams, limits=limits, end=end, length_penalty=task.length_penalty)
+    found = beam_search(
+        rows,
+        beams=task.beams,
+        limits=limits,
+        end=end,
+        length_penalty=task.length_penalty,
+        length_offset=length_offset,
+    )
     best = [hypotheses[0].tokens for hypotheses in found]
     return [tokens[:-1] if tokens and tokens[-1] == end else tokens for tokens in best]

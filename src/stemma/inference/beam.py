@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A continuation: its tokens, their natural log-probabilities, and sum of these / length ** length_penalty."""
+    """A continuation: its tokens, their natural log-probabilities, and its score (see `beam_search`)."""
 
     tokens: list[int]
     log_probabilities: list[float]
@@ -40,6 +40,7 @@ def beam_search(
     limits: list[int],
     end: int | None = None,
     length_penalty: float = 1.0,
+    length_offset: int = 0,
     exhaustive: bool = False,
     must_end: bool = False,
 ) -> list[list[Hypothesis]]:
@@ -52,14 +53,16 @@ def beam_search(
     Args:
         limits: of each prompt, most new tokens; a continuation of that length is finished.
         end: the token that finishes a continuation and is its last.
-        length_penalty: scores are sums of log-probabilities / length ** length_penalty: above 0 favours long ones.
+        length_penalty, length_offset: a score is a sum of log-probabilities, divided by length ** length_penalty, the
+            end counted: above 0 favours long ones. The length is (offset + tokens) / (offset + 1), with an offset of 0
+            the number of tokens; Wu et al. 2016 (equation 14) have an offset of 5.
         exhaustive: judge what a beam may still reach by the most favourable length, which is certain (transformers'
             `early_stopping="never"`), and not by its present one, which ends sooner (transformers' default).
         must_end: the last token within the limit can only be `end`, so that every score holds the end's probability.
     """
     logits = rows.read_prompts()
     most = torch.tensor(limits, device=logits.device)
-    search = _Search(beams, most, end, length_penalty, exhaustive, must_end)
+    search = _Search(beams, most, end, length_penalty, length_offset, exhaustive, must_end)
     while True:
         tokens, parents, alive = search.extend(logits)
         if not alive.any():
@@ -81,10 +84,18 @@ class _Search:
     """
 
     def __init__(
-        self, beams: int, limits: Tensor, end: int | None, length_penalty: float, exhaustive: bool, must_end: bool
+        self,
+        beams: int,
+        limits: Tensor,
+        end: int | None,
+        length_penalty: float,
+        length_offset: int,
+        exhaustive: bool,
+        must_end: bool,
     ) -> None:
         self.beams, self.limits, self.end = beams, limits, end
-        self.length_penalty, self.exhaustive, self.must_end = length_penalty, exhaustive, must_end
+        self.length_penalty, self.length_offset = length_penalty, length_offset
+        self.exhaustive, self.must_end = exhaustive, must_end
         self.numbers = list(range(len(limits)))
         self.found: list[list[Hypothesis]] = [[] for _ in limits]
         self.length = 0
@@ -130,7 +141,7 @@ class _Search:
 
     def _collect(self, ended: Tensor, best: Tensor, history: Tensor, steps: Tensor) -> None:
         for place, rank in ended.nonzero().tolist():
-            score = best[place, rank].item() / self.length**self.length_penalty
+            score = self._score(best[place, rank].item(), self.length)
             text, log_probabilities = history[place, rank, : self.length], steps[place, rank, : self.length]
             found = self.found[self.numbers[place]]
             found.append(Hypothesis(text.tolist(), log_probabilities.tolist(), score))
@@ -144,4 +155,8 @@ class _Search:
             return best != -torch.inf
         favourable = self.exhaustive and self.length_penalty > 0
         length = int(self.limits[place]) if favourable else self.length
-        return best / length**self.length_penalty > found[-1].score
+        return self._score(best, length) > found[-1].score
+
+    def _score(self, total: float, tokens: int) -> float:
+        offset = self.length_offset
+        return total / ((offset + tokens) / (offset + 1)) ** self.length_penalty

@@ -19,6 +19,11 @@ def reads_source(model: Any) -> bool:
     return hasattr(model, "source_keys_and_values")
 
 
+def most_new(model: Any, source: int, wanted: int) -> int:
+    """Return how many of `wanted` tokens an encoder-decoder writes at most about a source of so many."""
+    return min(wanted, model.most_new(source)) if hasattr(model, "most_new") else wanted
+
+
 class SourceDecoder(Decoder):
     """The targets in hand: `copies[i]` rows for source i, one behind the other; used as a `Decoder`.
 
@@ -67,7 +72,7 @@ class SourceDecoder(Decoder):
 
 
 class SourceCache(DenseCache):
-    """A decoder's keys and values, and beside them those of the sources (see `families.t5.model.SourceCache`).
+    """A decoder's keys and values, and beside them those of the sources (see `layers.cross_attention.SourceCache`).
 
     The sources are kept once each while all of them have equally many rows, one behind the other, as in a beam search.
 

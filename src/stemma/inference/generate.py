@@ -39,14 +39,15 @@ def generate(
 
     Args:
         model: a language model of `stemma.load`, in eval mode. tokenizer: the model's.
-        prompt: an empty one begins a new text. An encoder-decoder (T5) writes about its prompt instead of going on with
-            it, and reads <extra_id_0>, <extra_id_1>, ... in it as its gaps.
-        max_new_tokens: a continuation ends there at the latest.
+        prompt: an empty one begins a new text. An encoder-decoder (T5, Transformer) writes about its prompt instead of
+            going on with it; a T5 reads <extra_id_0>, <extra_id_1>, ... in it as its gaps.
+        max_new_tokens: a continuation ends there at the latest; a Transformer's after 50 tokens more than its prompt.
         temperature: 0 takes the most likely token each time; 1 is the model's own distribution; less is safer.
         top_k, top_p, min_p, repetition_penalty: see `inference.sampling.Sampling`.
         stop: strings that end a text, also across tokens. seed: default a new one, to be found in the result.
-        beams: more than 1 searches the likeliest texts instead of drawing them, with `length_penalty` (see
-            `inference.beam`), and returns the best `samples`.
+        beams: more than 1 searches the likeliest texts instead of drawing them, with `length_penalty`, and returns the
+            best `samples`. A score is a sum of log-probabilities / length ** length_penalty; a Transformer's, as its
+            paper has it, / ((5 + length) / 6) ** length_penalty.
         truncate: of a prompt that does not fit, keep the end, leaving room for the new tokens in the context (half of
             it at least stays with the prompt).
         on_text: called as on_text(prompt, sample, piece) as soon as a piece of text is certain.

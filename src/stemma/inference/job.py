@@ -15,7 +15,7 @@ from stemma.errors import InputError
 from stemma.families.t5.tokens import encode_source
 from stemma.inference.beam import beam_search
 from stemma.inference.decoder import Decoder
-from stemma.inference.encoder_decoder import SourceDecoder, reads_source
+from stemma.inference.encoder_decoder import SourceDecoder, most_new, reads_source
 from stemma.inference.prepacked import prepacked
 from stemma.inference.rolling_decoder import decoder_of
 from stemma.inference.sampling import Sampling, log_probabilities_of, uniforms
@@ -43,7 +43,7 @@ class Generation:
         prompt, sample: number of the prompt, and of this continuation of it. seed: what gives the same text again.
         log_probabilities: of each token given all before it, natural, by the model's own distribution (temperature 1,
             no filter); None if not asked for.
-        score: beam search only: sum of log-probabilities / length ** length_penalty.
+        score: beam search only (see `generate`).
     """
 
     text: str
@@ -113,7 +113,9 @@ class Job:
                 number,
                 sample,
                 tokens,
-                limit=max_new_tokens if self.about else min(max_new_tokens, model.config.context - len(tokens) + 1),
+                limit=most_new(model, len(tokens), max_new_tokens)
+                if self.about
+                else min(max_new_tokens, model.config.context - len(tokens) + 1),
                 stream=TextStream(tokenizer, stop, before=() if self.about else tokens[-1:]),
             )
             for number, tokens in enumerate(self.prompts)
@@ -195,7 +197,14 @@ class Job:
         texts = [self.texts[number * self.samples : (number + 1) * self.samples] for number in numbers]
         limits = [group[0].limit for group in texts]
         decoder = self._decoder(prompts, [beams] * len(prompts), max(limits))
-        found = beam_search(decoder, beams=beams, limits=limits, end=self.end, length_penalty=length_penalty)
+        found = beam_search(
+            decoder,
+            beams=beams,
+            limits=limits,
+            end=self.end,
+            length_penalty=length_penalty,
+            length_offset=getattr(self.model, "length_offset", 0),
+        )
         for group, hypotheses in zip(texts, found, strict=True):
             for text, hypothesis in zip(group, hypotheses, strict=False):
                 text.score = hypothesis.score
@@ -252,7 +261,7 @@ class Job:
             return "stop"
         if text.ended:
             return "end"
-        return "length" if len(text.new) >= self.max_new_tokens else "context"
+        return "length" if self.about or len(text.new) >= self.max_new_tokens else "context"
 
 
 def _grouped(texts: list[Text]) -> tuple[list[list[int]], list[int]]:

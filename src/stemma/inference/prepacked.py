@@ -28,8 +28,8 @@ def prepacked(model: Any, rows: int, *, release: bool | None = False) -> Iterato
     Inside another such block it does nothing. Packing takes about as long as three to five tokens.
 
     Args:
-        model: with `logits(hidden)`, which multiplies by `output_weight`, made of `MultiHeadAttention`, `FeedForward`
-            and linear maps.
+        model: with `logits(hidden)`, which multiplies by `output_weight` and adds `output_bias`, where there is one,
+            made of `MultiHeadAttention`, `FeedForward` and linear maps.
         rows: about how many rows a product will have; the best layout depends on it, the results do not.
         release: False keeps the parameters; memory then holds most of the weights twice, and nothing is packed if that
             would take more than half of what is free. True frees the parameters and rebuilds them, bit by bit, at the
@@ -98,7 +98,7 @@ class _Packing:
     @torch.no_grad()
     def apply(self, model: Any) -> None:
         """Replace the products of a model, and what is slow for one row beside them."""
-        self._use(model, "logits", pack(self.kind, model.output_weight, None, self.rows))
+        self._use(model, "logits", pack(self.kind, model.output_weight, getattr(model, "output_bias", None), self.rows))
         done = {getattr(model, "output", None)}
         for module in model.modules():
             if isinstance(module, MultiHeadAttention | GroupedQueryAttention):

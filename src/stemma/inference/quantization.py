@@ -15,6 +15,7 @@ from stemma.families.glm.model import GLM
 from stemma.families.gpt.model import GPT
 from stemma.families.mistral.model import GroupedQueryAttention, Mistral
 from stemma.families.t5.model import T5
+from stemma.families.transformer.model import Transformer
 from stemma.inference.prepacked import gated, split_heads
 from stemma.inference.quantized_products import GROUPS, PartOfLinear, QuantizedLinear, is_quantized
 from stemma.layers.attention import MultiHeadAttention
@@ -98,7 +99,7 @@ def quantize_(model: Model, kind: str) -> Model:
 def _untie(model: nn.Module, how: Kind) -> None:
     """Give every language model a rounded output projection, without the padding rows that are never predicted."""
     for module in list(model.modules()):
-        if isinstance(module, GPT | Mistral | T5 | GLM):
+        if isinstance(module, GPT | Mistral | T5 | GLM | Transformer):
             owner: Any = module
             embedding = module.token_embedding
         elif isinstance(module, BERT):

@@ -11,6 +11,7 @@ from stemma.errors import InputError
 from stemma.families.glm.model import GLM
 from stemma.families.glm.tokens import GLMTokens
 from stemma.families.t5.model import T5, RelativeBias
+from stemma.families.transformer.model import Transformer
 from stemma.inference.paged_attention import paged_attention
 from stemma.inference.paged_cache import PagedCache, Pages
 from stemma.inference.ragged import Piece, RaggedStep
@@ -154,11 +155,11 @@ class BlankReader(CausalReader):
 
 
 class SourceReader:
-    """T5: a text is about its prompt, which an encoder reads once."""
+    """T5, Transformer: a text is about its prompt, which an encoder reads once."""
 
     shares_prefixes = scores_prompts = False
 
-    def __init__(self, model: T5, tokenizer: "Tokenizer", memory: int) -> None:
+    def __init__(self, model: T5 | Transformer, tokenizer: "Tokenizer", memory: int) -> None:
         self.model, self.separator = model, tokenizer.separator
         self.ends = frozenset([self.separator])
         config, weight = model.config, model.output_weight
@@ -228,7 +229,7 @@ class SourceReader:
 
 
 class SourceStep(RaggedStep):
-    """A step in which every text has a source (see `families.t5.model.SourceCache`)."""
+    """A step in which every text has a source (see `layers.cross_attention.SourceCache`)."""
 
     def __init__(self, cache: PagedCache, sources: PagedCache, pieces: Sequence[Piece], pages: Sequence[Pages]) -> None:
         super().__init__(cache, pieces, all_short=True)  # a text that was preempted is read again in long pieces
@@ -268,8 +269,10 @@ def reader_of(model: Any, tokenizer: "Tokenizer", memory: int) -> Reader:
     """
     if isinstance(model, GLM):
         return BlankReader(model, tokenizer, memory)
-    if isinstance(model, T5):
+    if isinstance(model, T5 | Transformer):
         return SourceReader(model, tokenizer, memory)
     if hasattr(model, "logits") and hasattr(model.config, "window"):
         return CausalReader(model, tokenizer, memory)
-    raise InputError(f"{type(model).__name__} writes no text: the engine serves GPT, Mistral, Mixtral, GLM and T5")
+    raise InputError(
+        f"{type(model).__name__} writes no text: the engine serves GPT, Mistral, Mixtral, GLM, T5 and Transformer"
+    )

@@ -1,11 +1,12 @@
 """Attention of a decoder to what an encoder has read (Vaswani et al. 2017, section 3.2.3)."""
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from stemma.layers.attention import attention
+from stemma.layers.attention import KeyValueCache, attention
 from stemma.layers.linear import Linear
 from stemma.layers.masks import Mask
 
@@ -73,6 +74,14 @@ class CrossAttention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [batch, heads, length, head_dim]
+
+
+class SourceCache(KeyValueCache, Protocol):
+    """A cache of a decoder's own keys and values that also holds those of the sources, computed once."""
+
+    def cross_attend(self, layer: int, attention: CrossAttention, x: Tensor) -> Tensor:
+        """Return what a layer's cross-attention, as `CrossAttention` does it, makes of [batch, length, hidden]."""
+        ...
 
 
 def source_mask(key_padding: Tensor | None) -> Mask | None:

@@ -16,6 +16,11 @@ from stemma.families.t5.tokens import sentinel_ids
 # Says where a key of the recipe was written: "file:line: model.heads".
 Where = Callable[[Sequence[str]], str]
 
+# What a configuration has of the tokenizer, unless the recipe gives it.
+CONFIG_FROM_TOKENIZER: dict[str, Callable[[Tokenizer], Any]] = {
+    "vocabulary": lambda tokenizer: tokenizer.vocabulary,
+    "padding": lambda tokenizer: tokenizer.pad,
+}
 # What an objective may need of the tokenizer: it has a field of that name, which is then not the recipe's to give.
 FROM_TOKENIZER: dict[str, Callable[[Tokenizer], Any]] = {
     "separator": lambda tokenizer: tokenizer.separator,
@@ -38,7 +43,7 @@ def find_family(name: str, where: Where) -> Family:
 def expand_model(family: Family, options: Mapping[str, Any], where: Where) -> dict[str, Any]:
     """Return all fields of the configuration that `options` (a preset and fields) describe.
 
-    The vocabulary is left out unless `options` give it: it follows from the tokenizer.
+    What follows from the tokenizer, such as the vocabulary, is left out unless `options` give it.
 
     Raises:
         InputError: unknown preset or field, or a bad value.
@@ -51,9 +56,7 @@ def expand_model(family: Family, options: Mapping[str, Any], where: Where) -> di
     check_fields(family.config, given, "model", where)
     config = _validated(family.config, {**start, **given}, "model", where)
     content = asdict(config)
-    if "vocabulary" not in given:
-        content.pop("vocabulary", None)
-    return content
+    return {name: value for name, value in content.items() if name in given or name not in CONFIG_FROM_TOKENIZER}
 
 
 def expand_objective(family: Family, options: Mapping[str, Any], where: Where) -> dict[str, Any]:
@@ -90,9 +93,9 @@ def build_config(family: Family, options: Mapping[str, Any], tokenizer: Tokenize
         raise InputError(
             f"model.vocabulary: {options['vocabulary']} is too small for the tokenizer's {tokenizer.vocabulary} ids"
         )
-    needs_vocabulary = any(field.name == "vocabulary" for field in fields(family.config))
-    given = {"vocabulary": tokenizer.vocabulary, **options} if needs_vocabulary else options
-    return TypeAdapter(family.config).validate_python(given)
+    needed = {field.name for field in fields(family.config)} & CONFIG_FROM_TOKENIZER.keys()
+    given = {name: CONFIG_FROM_TOKENIZER[name](tokenizer) for name in sorted(needed)}
+    return TypeAdapter(family.config).validate_python({**given, **options})
 
 
 def build_objective(family: Family, options: Mapping[str, Any], tokenizer: Tokenizer) -> Any:

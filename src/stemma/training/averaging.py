@@ -1,10 +1,14 @@
-"""An exponential moving average of the weights."""
+"""Averages of the weights: an exponential moving one, and the mean of the last checkpoints."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from stemma.training.distributed import like
+from stemma.training.state import complete_states, open_tensors
 
 
 class WeightAverage:
@@ -25,17 +29,37 @@ class WeightAverage:
         for name, parameter in self.model.named_parameters():
             self.tensors[name].lerp_(parameter, 1 - decay)
 
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Run the block with the averages as the model's weights; the weights come back bit for bit."""
-        kept = {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
-        self._write(self.tensors)
-        try:
-            yield
-        finally:
-            self._write(kept)
 
-    @torch.no_grad()
-    def _write(self, tensors: dict[str, Tensor]) -> None:
-        for name, parameter in self.model.named_parameters():
-            parameter.copy_(tensors[name])
+def mean_of_checkpoints(folder: Path, count: int, model: nn.Module) -> dict[str, Tensor]:
+    """Return the mean, in float32, of the weights in the newest `count` checkpoints in `folder`, by parameter name.
+
+    Vaswani et al. 2017, section 6.1: 5 checkpoints for the base model, 20 for the big one. One is read at a time.
+
+    Raises:
+        InputError: a checkpoint of another model.
+    """
+    states = complete_states(folder)[:count]
+    means = {name: torch.zeros_like(value, dtype=torch.float32) for name, value in model.named_parameters()}
+    with torch.no_grad():
+        for state in states:
+            with open_tensors(state.path) as stored:
+                for name, value in model.named_parameters():
+                    means[name] += like(value, stored(f"model.{name}", value).float()) / len(states)
+    return means
+
+
+@contextmanager
+def applied(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Run the block with `weights` as the model's; its own come back bit for bit."""
+    kept = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    _write(model, weights)
+    try:
+        yield
+    finally:
+        _write(model, kept)
+
+
+@torch.no_grad()
+def _write(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.copy_(weights[name])

@@ -14,6 +14,7 @@ from stemma import families
 from stemma.data.content_hashes import digest
 from stemma.data.corpora import CorpusSource, open_corpus, thinned, training_texts
 from stemma.data.packing import PackedSequences
+from stemma.data.parallel_corpora import ParallelCorpus, ParallelSource, prepare_pairs
 from stemma.data.shards import prepare
 from stemma.data.tokenized_corpus import TokenizedCorpus
 from stemma.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
@@ -40,7 +41,7 @@ class Prepared:
 
     recipe: Recipe
     tokenizer: Tokenizer
-    corpus: TokenizedCorpus
+    corpus: TokenizedCorpus | ParallelCorpus
     task: Task
     precision: torch.dtype
 
@@ -126,11 +127,15 @@ def prepare_run(
     recipe = expanded(recipe)
     workers, display, cache = workers or Workers(), display or Silent(), cache or cache_directory()
     branch = families.family(recipe.family)
-    source = _source(recipe)
+    source = _source(recipe, branch)
     with workers.main_first(), display.preparing() as report:
         tokenizer = find_tokenizer(recipe, source, cache, report)
         tokenizer = adapt_tokenizer(branch, recipe.objective, tokenizer)
-        corpus = prepare(source, tokenizer, cache, report)
+        corpus: Any
+        if isinstance(source, ParallelSource):
+            corpus = prepare_pairs(source, tokenizer, cache, report)
+        else:
+            corpus = prepare(source, tokenizer, cache, report)
     config = build_config(branch, recipe.model, tokenizer)
     length = recipe.training.length or getattr(config, "context", None)
     if length is None:
@@ -158,7 +163,7 @@ def prepare_run(
 
 
 def find_tokenizer(
-    recipe: Recipe, source: CorpusSource, cache: Path, report: Callable[[str, int, int], None]
+    recipe: Recipe, source: CorpusSource | ParallelSource, cache: Path, report: Callable[[str, int, int], None]
 ) -> Tokenizer:
     """Load the recipe's tokenizer, or train it on the training split, once for each corpus and setting.
 
@@ -168,12 +173,15 @@ def find_tokenizer(
     wanted = recipe.tokenizer
     if wanted.path is not None:
         return load_tokenizer(wanted.path)
-    content = open_corpus(source, cache).fingerprint(cache, lambda read: None)
+    if isinstance(source, ParallelSource):
+        content, texts = source.fingerprint(cache), source.training_texts()
+    else:
+        content, texts = open_corpus(source, cache).fingerprint(cache, lambda read: None), training_texts(source, cache)
     key = digest([content, str(source.held_out), wanted.kind, str(wanted.vocabulary)])
     folder = cache / "tokenizers" / key
     if not (folder / "tokenizer.json").is_file():
         report("training the tokenizer", 0, 0)
-        tokenizer = train_tokenizer(thinned(training_texts(source, cache)), wanted.kind, wanted.vocabulary)
+        tokenizer = train_tokenizer(thinned(texts), wanted.kind, wanted.vocabulary)
         try:
             with write_whole(folder) as temporary:
                 tokenizer.save(temporary)
@@ -227,8 +235,10 @@ def summary_lines(prepared: Prepared) -> list[str]:
     ]
 
 
-def _source(recipe: Recipe) -> CorpusSource:
+def _source(recipe: Recipe, branch: families.Family) -> CorpusSource | ParallelSource:
     data = recipe.data
+    if getattr(branch.objectives[recipe.objective["name"]], "reads_pairs", False):
+        return ParallelSource(data.source, data.held_out)
     return CorpusSource(data.source, data.field, data.documents, data.held_out, data.format)
 
 
@@ -236,11 +246,13 @@ def _plan(recipe: Recipe) -> Plan:
     return Plan(recipe.training.batch, recipe.training.ramp)
 
 
-def _held_out(recipe: Recipe, objective: Any, corpus: TokenizedCorpus, length: int) -> HeldOut | None:
+def _held_out(recipe: Recipe, objective: Any, corpus: Any, length: int) -> HeldOut | None:
     split = corpus.held_out
     if not split.documents:
         return None
     wanted = recipe.evaluation.tokens
+    if wanted is not None and isinstance(corpus, ParallelCorpus):
+        raise InputError(f"evaluation.tokens: {wanted}, but pairs are all evaluated on; expected null")
     documents = split if wanted is None or wanted >= len(split.tokens) else SampledDocuments(split, wanted)
     rows = recipe.execution.micro_batch or min(recipe.training.batch, 64)
     # A `likelihood` of False says that the loss is no likelihood of the text, so that bits per byte mean nothing.

@@ -36,7 +36,8 @@ class DataRecipe(Section):
     """The corpus (see `stemma.data.corpora.CorpusSource`).
 
     Args:
-        source: a path, a glob, a folder, "-", `hf:owner/name`, or "python" (the text that ships with Python).
+        source: a path, a glob, a folder, "-", `hf:owner/name`, or "python" (the text that ships with Python). Of pairs
+            (see `stemma.data.parallel_corpora.ParallelSource`): two files, "train.de,train.en", or "python".
         field: of JSONL, CSV, Parquet and data sets: which field is the text.
         documents: what is one document of a text file. format: where the file's name does not tell.
         held_out: share of the documents kept for evaluation, or the path of a corpus of its own.
@@ -88,6 +89,8 @@ class TrainingRecipe(Section):
         clip: largest norm of the gradient; null: no clipping.
         ema: decay per update of an exponential moving average of the weights, which is then what is evaluated and
             published; null: none.
+        average: the mean of so many checkpoints, the last ones, is what is published, beside the best weights; null:
+            the last weights. Needs `output.keep` of at least as many.
         non_finite_limit: updates in a row with a loss or gradient that is not finite before the run stops.
     """
 
@@ -106,6 +109,7 @@ class TrainingRecipe(Section):
     clip: float | None = Field(default=1.0, gt=0)
     schedule: ScheduleRecipe = ScheduleRecipe()
     ema: float | None = Field(default=None, gt=0, lt=1)
+    average: int | None = Field(default=None, gt=0)
     non_finite_limit: int = Field(default=3, gt=0)
 
     @model_validator(mode="after")
@@ -170,6 +174,15 @@ class RunRecipe(Section):
     execution: ExecutionRecipe = ExecutionRecipe()
     output: OutputRecipe = OutputRecipe()
     seed: int = Field(default=1, ge=0)
+
+    @model_validator(mode="after")
+    def _checkpoints_to_average(self) -> "RunRecipe":
+        average = self.training.average
+        if average is not None and self.output.keep < average:
+            raise ValueError(f"output.keep is {self.output.keep}, less than the training.average of {average}")
+        if average is not None and self.training.ema is not None:
+            raise ValueError("training.ema and training.average exclude each other")
+        return self
 
 
 class Recipe(RunRecipe):

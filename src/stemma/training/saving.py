@@ -50,13 +50,12 @@ class Saver:
             save_state(self.directory / STATES, step, tensors, record)
             prune_states(self.directory / STATES, self.keep)
 
-    def publish(self, model: nn.Module, average: WeightAverage | None, *, best: bool = False) -> None:
-        """Write the weights (their average, if there is one) as a checkpoint directory.
+    def publish(self, weights: Mapping[str, Tensor], *, best: bool = False) -> None:
+        """Write weights, by parameter name, as a checkpoint directory.
 
         Raises:
             OSError: they could not be written; the earlier ones are untouched.
         """
-        weights = average.tensors if average else dict(model.named_parameters())
         whole = {}
         for name, tensor in weights.items():
             gathered = full_tensor(tensor.detach())

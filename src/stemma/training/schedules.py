@@ -1,6 +1,7 @@
 """Learning-rate schedules: pure functions from the number of updates already made to a factor of the peak rate.
 
-The first update has `step` 0, so warm-up starts from 0 as in transformers and in GPT-1's code. There is no scheduler
+The first update has `step` 0, so warm-up starts from 0 as in transformers and in GPT-1's code (of the Transformer's
+own schedule from its first step). There is no scheduler
 object and hence nothing to save: a resumed run asks for the factor of its step.
 """
 
@@ -31,9 +32,12 @@ def cosine(step: int, *, total: int, warmup: int = 0, final: float = 0.0) -> flo
 
 
 def inverse_square_root(step: int, *, warmup: int) -> float:
-    """Linear warm-up, then sqrt(warmup / step) (Vaswani et al. 2017, section 5.3, scaled so that the peak is 1)."""
-    warmup = max(warmup, 1)
-    return _warm(step, warmup) if step < warmup else math.sqrt(warmup / step)
+    """min(n / warmup, sqrt(warmup / n)) of update n, counted from 1 here (Vaswani et al. 2017, section 5.3).
+
+    Scaled so that its peak, there hidden^-0.5 * warmup^-0.5, is 1.
+    """
+    update, warmup = step + 1, max(warmup, 1)
+    return min(update / warmup, math.sqrt(warmup / update))
 
 
 def t5(step: int, *, warmup: int) -> float:

@@ -59,6 +59,12 @@ def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], record: M
     return path
 
 
+def complete_states(folder: Path) -> list[SavedState]:
+    """Return the complete checkpoints in `folder`, the newest first."""
+    found = (_read(path) for path in sorted(folder.glob("step-*"), reverse=True))
+    return [state for state in found if state is not None]
+
+
 def newest_state(folder: Path) -> tuple[SavedState | None, list[Path]]:
     """Return the newest complete checkpoint in `folder`, and the newer ones that had to be passed over as damaged."""
     damaged: list[Path] = []

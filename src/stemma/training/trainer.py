@@ -21,7 +21,7 @@ from stemma.training import schedules
 from stemma.training.accounting import Progress
 from stemma.training.adafactor import Adafactor
 from stemma.training.adaptation import checkpoint_activations, compile_blocks
-from stemma.training.averaging import WeightAverage
+from stemma.training.averaging import WeightAverage, applied, mean_of_checkpoints
 from stemma.training.batches import Batches, Plan, derived_seed
 from stemma.training.distributed import Workers, full_tensor, shard, synchronize_gradients
 from stemma.training.hardware import choose_precision, matmul_rate, training_flops_per_token
@@ -34,7 +34,7 @@ from stemma.training.objective import Batch, Display, HeldOut, LossModule, Measu
 from stemma.training.optimizer import adamw
 from stemma.training.progress import Silent
 from stemma.training.recipe import RunRecipe, TrainingRecipe
-from stemma.training.saving import Publish, Saver
+from stemma.training.saving import STATES, Publish, Saver
 from stemma.training.state import SavedState, restore_tensors
 
 
@@ -149,6 +149,8 @@ class Trainer:
                 self._save(last=True)
             else:
                 self._publish()  # it may have been killed between saving and publishing
+            if not interrupted and self.recipe.training.average is not None:
+                self._evaluate_mean()
         reason = "interrupted" if interrupted else "stopped early" if self.progress.stopped_early else "finished"
         return Outcome(reason, self.progress, self.task.steps, interrupts.received if interrupted else None)
 
@@ -277,7 +279,7 @@ class Trainer:
 
     def _evaluate(self, held_out: HeldOut | Measured) -> dict[str, Any]:
         progress = self.progress
-        with self.average.applied() if self.average is not None else nullcontext():
+        with applied(self.model, self.average.tensors) if self.average is not None else nullcontext():
             result = evaluate(self.loss_module, held_out, self.workers, self._autocast())
         improved = progress.evaluated(result, self.recipe.evaluation.patience)
         if improved:
@@ -288,8 +290,19 @@ class Trainer:
             self._shown["bits_per_byte"] = result.bits_per_byte
         if result.score is not None:
             self._shown["score"] = result.score
-        values = {**asdict(result), **(result.metrics or {})}
-        return {f"held_out_{name}": value for name, value in values.items() if isinstance(value, int | float)}
+        return _numbers(result)
+
+    def _evaluate_mean(self) -> None:
+        """Say what the mean of the last checkpoints reaches; it is the run's last evaluation."""
+        if self.task.held_out is None:
+            return
+        with applied(self.model, self._weights(mean=True)):
+            result = evaluate(self.loss_module, self.task.held_out, self.workers, self._autocast())
+        self.progress.evaluation = asdict(result)
+        if self._metrics is not None:
+            self._metrics.write(self.progress.step, {"event": "mean of checkpoints", **_numbers(result)})
+        if self.workers.main:
+            self.display.say(f"mean of the last checkpoints: {_in_words(self.progress.step, result, False)}")
 
     def _save(self, last: bool = False) -> None:
         """Write a checkpoint and publish the weights. Only the last one of the run may not fail."""
@@ -315,7 +328,14 @@ class Trainer:
         self._saved_step = self.progress.step
 
     def _publish(self, best: bool = False) -> None:
-        self.saver.publish(self.model, self.average, best=best)
+        self.saver.publish(self._weights(mean=not best), best=best)
+
+    def _weights(self, mean: bool) -> Mapping[str, Tensor]:
+        """Return what is evaluated and published: the weights, or their average; `mean`: of the last checkpoints."""
+        last = self.recipe.training.average
+        if mean and last is not None and self._saved_step >= 0:
+            return mean_of_checkpoints(self.directory / STATES, last, self.model)
+        return dict(self.model.named_parameters()) if self.average is None else self.average.tensors
 
     def _restore(self, saved: SavedState) -> None:
         for name, value in self.task.fingerprints.items():
@@ -373,6 +393,11 @@ def _optimizer(model: nn.Module, training: TrainingRecipe) -> torch.optim.Optimi
         bias_correction=training.bias_correction,
         layer_decay=training.layer_decay,
     )
+
+
+def _numbers(result: Evaluation) -> dict[str, float]:
+    values = {**asdict(result), **(result.metrics or {})}
+    return {f"held_out_{name}": value for name, value in values.items() if isinstance(value, int | float)}
 
 
 def _in_words(step: int, result: Evaluation, improved: bool) -> str:

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stemma.layers.attention import KeyValueCache, MultiHeadAttention
-from stemma.layers.cross_attention import CrossAttention, source_mask
+from stemma.layers.attention import MultiHeadAttention
+from stemma.layers.cross_attention import CrossAttention, SourceCache, source_mask
 from stemma.layers.feed_forward import FeedForward, GatedFeedForward
 from stemma.layers.linear import Linear, linear
 from stemma.layers.masks import Mask
@@ -65,15 +65,11 @@ class T5Config:
         return -(-self.vocabulary // self.vocabulary_multiple) * self.vocabulary_multiple
 
 
-class SourceCache(KeyValueCache, Protocol):
-    """A cache of the decoder's own keys and values that also holds those of the sources, computed once."""
+class BiasedSourceCache(SourceCache, Protocol):
+    """A cache that knows how far the next tokens are from those before them."""
 
     def bias(self, of: "RelativeBias", length: int) -> Tensor:
         """Return the bias of the next `length` tokens' scores, in the form that `attend` takes."""
-        ...
-
-    def cross_attend(self, layer: int, attention: CrossAttention, x: Tensor) -> Tensor:
-        """Return what a layer's cross-attention, as `CrossAttention` does it, makes of [batch, length, hidden]."""
         ...
 
 
@@ -176,7 +172,7 @@ class DecoderBlock(nn.Module):
         self.layer = layer
 
     def forward(
-        self, x: Tensor, bias: Tensor, mask: Mask, source: Tensor | SourceCache, seen_source: Mask | None
+        self, x: Tensor, bias: Tensor, mask: Mask, source: Tensor | BiasedSourceCache, seen_source: Mask | None
     ) -> Tensor:
         """Map float [batch, length, hidden] to the same shape; `source` as in `T5.decode`."""
         cache = None if isinstance(source, Tensor) else source
@@ -217,7 +213,7 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(DecoderBlock(config, layer) for layer in range(layers))
         self.final_norm = RMSNorm(config.hidden, config.norm_epsilon)
 
-    def forward(self, x: Tensor, source: Tensor | SourceCache, seen_source: Mask | None) -> Tensor:
+    def forward(self, x: Tensor, source: Tensor | BiasedSourceCache, seen_source: Mask | None) -> Tensor:
         """Map embeddings, float [batch, length, hidden], to states of the same shape; `source` as in `T5.decode`."""
         length, mask = x.shape[1], Mask(causal=True)
         if isinstance(source, Tensor):
@@ -286,7 +282,9 @@ class T5(nn.Module):
         """
         return self.dropout(self.encoder(self.dropout(self.token_embedding(source)), mask))
 
-    def decode(self, tokens: Tensor, source: Tensor | SourceCache, *, source_padding: Tensor | None = None) -> Tensor:
+    def decode(
+        self, tokens: Tensor, source: Tensor | BiasedSourceCache, *, source_padding: Tensor | None = None
+    ) -> Tensor:
         """Return the decoder's states, float [batch, length, hidden], ready for `logits`.
 
         Args:

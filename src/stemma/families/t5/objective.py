@@ -6,20 +6,17 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from pydantic import SkipValidation
 from torch import Tensor
 
 from stemma.errors import InputError
+from stemma.families.pairs import collate_pairs, count_targets, target_loss, training_flops
 from stemma.families.t5 import corruption, tokens
 from stemma.families.t5.model import T5
-from stemma.layers.cross_entropy import linear_cross_entropy
 
 if TYPE_CHECKING:
     from stemma.data.tokenized_corpus import TokenizedSplit
     from stemma.data.tokenizers import Tokenizer
-
-IGNORED = -100
 
 Noise = Literal["spans", "tokens", "suffix", "all"]
 SourceForm = Literal["sentinels", "drop", "mask", "mask-or-random", "shuffle"]
@@ -114,52 +111,24 @@ class SpanCorruption:
 
     @staticmethod
     def collate(examples: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Tensor]:
-        """Stack examples; shorter ones are padded, targets with -100, and `source_padding` tells real source tokens."""
-        sources, targets = ([torch.from_numpy(example[name]) for example in examples] for name in ("source", "target"))
-        pad = torch.nn.utils.rnn.pad_sequence
-        batch = {
-            "source": pad(sources, batch_first=True),
-            "target": pad(targets, batch_first=True, padding_value=IGNORED),
-        }
-        lengths = torch.tensor([len(source) for source in sources])
-        if int(lengths.min()) < batch["source"].shape[1]:
-            batch["source_padding"] = torch.arange(batch["source"].shape[1]) < lengths.unsqueeze(1)
-        return batch
+        """Stack examples (see `collate_pairs`)."""
+        return collate_pairs([one["source"] for one in examples], [one["target"] for one in examples])
 
     def counts(self, batch: Mapping[str, Tensor]) -> dict[str, int]:
-        """Return how many targets the batch has: what a loss over several batches must be divided by."""
-        return {"targets": int((batch["target"] != IGNORED).sum())}
+        """See `count_targets`."""
+        return count_targets(batch)
 
     def loss(
         self, model: T5, batch: Mapping[str, Tensor], totals: Mapping[str, int] | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the mean negative log-likelihood of the target tokens in nats, and sums to report.
-
-        Args:
-            batch: as `collate` makes it. totals: what `counts` gives for the whole step; default: of the batch.
-        """
-        divisor = max((totals or self.counts(batch))["targets"], 1)
-        hidden = model.hidden(batch["source"], batch["target"], source_padding=batch.get("source_padding"))
-        targets = batch["target"].flatten()
-        loss = linear_cross_entropy(hidden.flatten(0, 1), model.output_weight, targets, divisor=divisor)
-        return loss, {"nll": loss.detach() * divisor, "targets": (targets != IGNORED).sum()}
+        """See `target_loss`."""
+        return target_loss(model, batch, totals)
 
     def training_flops(self, model: T5, length: int) -> float:
-        """Estimate the floating-point operations, forth and back, of one example of `length` tokens of text.
-
-        6 for each token and parameter that it meets: the source meets the encoder and the keys and values that the
-        decoder makes of it, the target the rest; and 12 * inner width for each pair of tokens that attention compares.
-        """
+        """Estimate the floating-point operations of one example of `length` tokens of text (see `pairs`)."""
         drawn = [self.corrupted(np.zeros(length, np.int64), np.random.default_rng(seed)) for seed in range(8)]
         source, target = (sum(len(example[name]) for example in drawn) / 8 for name in ("source", "target"))
-        sizes = {name: p.numel() for name, p in model.named_parameters() if p.dim() >= 2}
-        encoder = sum(size for name, size in sizes.items() if name.startswith("encoder."))
-        decoder = sum(size for name, size in sizes.items() if name.startswith("decoder."))
-        crossing = sum(size for name, size in sizes.items() if ".cross_attention.key" in name) * 2
-        met = source * (encoder + crossing) + target * (decoder - crossing + model.output_weight.numel())
-        config = model.config
-        pairs = config.layers * source**2 + len(model.decoder.blocks) * (target**2 / 2 + source * target)
-        return 6 * met + 12 * config.heads * config.head_dim * pairs
+        return training_flops(model, source, target)
 
     def held_out(self, split: "TokenizedSplit", length: int, batch_size: int) -> Iterator[dict[str, Tensor]]:
         """Yield batches over all documents, one behind the other in pieces of `length`, corrupted always alike."""
