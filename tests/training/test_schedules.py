@@ -51,9 +51,14 @@ def test_cosine_stays_at_its_final_fraction_like_gpt3():
     assert at == pytest.approx({10: 1.0, 135: 0.55, 260: 0.1, 261: 0.1, 300: 0.1})
 
 
-def test_inverse_square_root_equals_transformers():
+def test_inverse_square_root_is_the_formula_of_its_paper():
+    """hidden^-0.5 * min(n^-0.5, n * warmup^-1.5) for update n from 1; transformers' begins with a rate of 0."""
+    for step in (0, 1, 3998, 3999, 4000, 4001, 99_999):
+        n = step + 1
+        rate = 512**-0.5 * 4000**-0.5 * schedules.inverse_square_root(step, warmup=4000)
+        assert rate == pytest.approx(512**-0.5 * min(n**-0.5, n * 4000**-1.5), rel=1e-12)
     expected = rates(lambda o: transformers.get_inverse_sqrt_schedule(o, num_warmup_steps=8), 60)
-    for step, rate in enumerate(expected):
+    for step, rate in enumerate(expected[1:]):
         assert schedules.inverse_square_root(step, warmup=8) == pytest.approx(rate, abs=1e-12)
 
 
@@ -78,7 +83,7 @@ def test_factor_finds_every_schedule(name):
         "gpt1": schedules.gpt1(30, total=100, warmup=10),
     }[name]
     assert schedules.factor(name, 30, total=100, warmup=10, final=0.2) == direct
-    assert schedules.factor(name, 5, total=100, warmup=10, final=0.2) <= (
+    assert schedules.factor(name, 4, total=100, warmup=10, final=0.2) <= (
         1.0 if name == "t5" else 0.5
     )  # T5's does not warm up
     assert math.isfinite(schedules.factor(name, 10_000, total=100, warmup=10, final=0.2))

@@ -106,7 +106,11 @@ def test_weights_begin_as_in_tensor2tensor() -> None:
     assert float(model.token_embedding.weight.detach().std()) == pytest.approx(1 / 8, rel=0.02)
     up = model.encoder.blocks[0].feed_forward.up.requires_grad_(False)
     assert float(up.weight.abs().max()) == pytest.approx(math.sqrt(6 / (64 + 256)), rel=0.01)
-    assert float(up.bias.abs().max()) == float(model.decoder.blocks[1].cross_attention.query.bias.detach().abs().max()) == 0
+    assert (
+        float(up.bias.abs().max())
+        == float(model.decoder.blocks[1].cross_attention.query.bias.detach().abs().max())
+        == 0
+    )
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:
