@@ -185,7 +185,7 @@ class _Side:
     def __init__(self, stack: ExitStack, directory: Path, name: str, dtype: str) -> None:
         self.dtype, self.end = dtype, 0
         self._tokens, self._ends = (
-            stack.enter_context(open(directory / f"{name}.{kind}", "wb")) for kind in ("tokens", "ends")
+            stack.enter_context((directory / f"{name}.{kind}").open("wb")) for kind in ("tokens", "ends")
         )
 
     def add(self, rows: list[list[int]]) -> None:

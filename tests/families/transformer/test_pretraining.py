@@ -17,8 +17,8 @@ from stemma.inference.sampling import Sampling
 from stemma.training.pretrain import prepare_run, pretrain
 from stemma.training.recipe import Recipe, load_recipe
 
-GERMAN = "eins zwei drei vier sechs sieben acht neun".split()
-ENGLISH = "one two three four six seven eight nine".split()
+GERMAN = ["eins", "zwei", "drei", "vier", "sechs", "sieben", "acht", "neun"]
+ENGLISH = ["one", "two", "three", "four", "six", "seven", "eight", "nine"]
 
 
 def write_corpus(folder: Path, name: str, count: int, seed: int) -> str:
