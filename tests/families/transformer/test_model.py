@@ -110,6 +110,16 @@ def test_weights_begin_as_in_tensor2tensor() -> None:
     assert float(up.bias.abs().max()) == float(query.bias.abs().max()) == 0
 
 
+def test_a_decoder_begins_with_zeros_which_training_leaves() -> None:
+    """As tensor2tensor's and Marian's do; CTranslate2 takes it for granted."""
+    model = made(TINY).train()
+    assert float(model.token_embedding.weight[49].detach().abs().max()) == 0
+    hidden = model.hidden(torch.randint(0, 49, (2, 6)), torch.randint(0, 49, (2, 5)))
+    model.logits(hidden).logsumexp(-1).sum().backward()
+    gradient = model.token_embedding.weight.grad
+    assert float(gradient[49].abs().max()) == 0 and float(gradient[:49].abs().sum(1).min()) > 0
+
+
 def test_sizes_that_do_not_fit_are_refused() -> None:
     for sizes in ({"hidden": 20, "heads": 3}, {"hidden": 15, "heads": 5}):
         with pytest.raises(InputError, match="must be even and a multiple of heads"):

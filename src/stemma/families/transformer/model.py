@@ -34,7 +34,8 @@ class TransformerConfig:
         scale_embedding: multiply embeddings by sqrt(hidden) (section 3.4).
         dropout: of each sublayer's result and of the sums of embeddings and positions (section 5.4).
         attention_dropout: of the attention weights. feed_forward_dropout: inside the feed-forward.
-        padding: the token that a decoder begins with; sources and targets do not contain it.
+        padding: the token that a decoder begins with; sources and targets do not contain it. Its embedding stays zero,
+            as in tensor2tensor and Marian.
         vocabulary_multiple: the embedding has rows up to the next multiple, for speed; they are never predicted or
             saved.
     Raises:
@@ -175,7 +176,7 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
-        self.token_embedding = nn.Embedding(config.padded_vocabulary, config.hidden)
+        self.token_embedding = nn.Embedding(config.padded_vocabulary, config.hidden, padding_idx=config.padding)
         self.encoder = Stack(config, [EncoderBlock(config, layer) for layer in range(config.layers)])
         decoder_layers = config.layers if config.decoder_layers is None else config.decoder_layers
         self.decoder = Stack(config, [DecoderBlock(config, layer) for layer in range(decoder_layers)])
@@ -189,6 +190,7 @@ class Transformer(nn.Module):
         """Draw all parameters anew, as tensor2tensor does: Glorot and Bengio's uniform distribution; embeddings normal
         with a deviation of 1 / sqrt(hidden), so that they are of the positions' size once multiplied."""
         nn.init.normal_(self.token_embedding.weight, std=self.config.hidden**-0.5)
+        self.token_embedding.weight[self.config.padding].zero_()
         if self.final_bias is not None:
             nn.init.zeros_(self.final_bias)
         for module in self.modules():
@@ -263,9 +265,16 @@ class Transformer(nn.Module):
 
     @property
     def output_weight(self) -> Tensor:
-        """The output projection, float [vocabulary, hidden], without the padding rows."""
+        """The output projection, float [vocabulary, hidden], without the padding rows.
+
+        In training the row of the padding is a constant 0, which no gradient moves.
+        """
         weight = self.token_embedding.weight if self.output is None else self.output.weight
-        return weight if len(weight) == self.config.vocabulary else weight[: self.config.vocabulary]
+        weight = weight if len(weight) == self.config.vocabulary else weight[: self.config.vocabulary]
+        if not self.training:
+            return weight
+        rows = torch.arange(len(weight), device=weight.device)
+        return weight.masked_fill((rows == self.config.padding).unsqueeze(1), 0.0)
 
     @property
     def output_bias(self) -> Tensor | None:
