@@ -174,3 +174,17 @@ def test_what_cannot_be_is_named(override: str, message: str, tmp_path: Path) ->
 def test_means_that_cannot_be_taken_are_refused(override: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         recipe_for(tmp_path, override)
+
+
+def test_ctranslate2_translates_with_it(run: Path, tmp_path: Path) -> None:
+    import ctranslate2
+
+    ctranslate2.converters.TransformersConverter(str(run / "out")).convert(str(tmp_path / "converted"))
+    translator = ctranslate2.Translator(str(tmp_path / "converted"), intra_threads=1, compute_type="float32")
+    model, tokenizer = stemma.load(run / "out"), stemma.load_tokenizer(run / "out")
+    sources = (run / "dev.de").read_text().splitlines()[:10]
+    expected = stemma.generate(model, tokenizer, sources, max_new_tokens=30, temperature=0)
+    rows = [[tokenizer.token(index) for index in [*tokenizer.encode(text), tokenizer.separator]] for text in sources]
+    found = translator.translate_batch(rows, beam_size=1, max_decoding_length=30)
+    texts = [tokenizer.decode(map(tokenizer.id, one.hypotheses[0])) for one in found]
+    assert texts == [text.text for text in expected]

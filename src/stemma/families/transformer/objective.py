@@ -49,7 +49,13 @@ class Translation:
 
     @staticmethod
     def prepare_tokenizer(tokenizer: "Tokenizer", options: Mapping[str, Any]) -> "Tokenizer":
-        """Return the tokenizer with a token for padding, with which a decoder begins too."""
+        """Return the tokenizer with a token for padding, with which a decoder begins too.
+
+        One without a token for the unknown, such as byte-level BPE, names its end as that, as GPT-2's does: CTranslate2
+        asks for one.
+        """
+        if tokenizer.unknown is None:
+            tokenizer = tokenizer.with_special_tokens(unk_token=tokenizer.token(tokenizer.separator))
         return tokenizer if tokenizer.pad is not None else tokenizer.with_special_tokens(pad_token=PADDING)
 
     def sequences(self, split: "ParallelSplit", length: int, seed: int) -> TokenBatches:
