@@ -17,6 +17,7 @@ from stemma.families.glm.tokens import GLMTokens
 from stemma.families.gpt.model import GPT
 from stemma.families.mistral.model import Mistral
 from stemma.families.t5.model import T5
+from stemma.families.transformer.model import Transformer
 from stemma.layers.masks import Mask
 
 if TYPE_CHECKING:
@@ -45,8 +46,8 @@ def embed_tokens(
 ) -> np.ndarray:
     """Return float32 [texts, hidden]; a text's vector does not depend on what else is computed beside it.
 
-    BERT reads `[CLS] text [SEP]`, GLM `[CLS] text end` in both directions, T5's encoder the text and its end; a GPT
-    reads the text from left to right.
+    BERT reads `[CLS] text [SEP]`, GLM `[CLS] text end` in both directions, the encoder of T5 and Transformer the
+    text and its end; a GPT reads the text from left to right.
 
     Args:
         model: in eval mode. tokenizer: the model's. texts: their tokens, without special ones.
@@ -123,11 +124,12 @@ def _frame(model: Any, tokenizer: "Tokenizer") -> tuple[list[int], list[int]]:
     if isinstance(model, GLM):
         glm = GLMTokens.of(tokenizer)
         return [glm.beginning], [glm.end]
-    if isinstance(model, T5):
+    if isinstance(model, T5 | Transformer):
         return [], [tokenizer.separator]
     if isinstance(model, GPT | Mistral):
         return [], []
-    raise InputError(f"a {type(model).__name__} cannot embed texts: expected a BERT, GLM, T5, GPT or Mistral")
+    known = "BERT, GLM, T5, Transformer, GPT or Mistral"
+    raise InputError(f"a {type(model).__name__} cannot embed texts: expected a {known}")
 
 
 def _batches(rows: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
@@ -150,7 +152,7 @@ def _states(model: Any, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
     real = (torch.arange(longest) < lengths.unsqueeze(1)).to(device)
     mask = None if bool((lengths == longest).all()) else Mask(key_padding=real)
-    if isinstance(model, T5):
+    if isinstance(model, T5 | Transformer):
         return model.encode(tokens, mask), real
     if isinstance(model, GPT | Mistral):
         return model.hidden(tokens), real  # causality hides the padding

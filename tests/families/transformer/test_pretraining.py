@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 import stemma
 from stemma.cli import main
 from stemma.errors import InputError
+from stemma.finetuning.recipe import FineTuningRecipe, build_recipe
+from stemma.finetuning.run import build, finetune, measure_directory, read_splits
 from stemma.inference.sampling import Sampling
 from stemma.training.pretrain import prepare_run, pretrain
 from stemma.training.recipe import Recipe, load_recipe
@@ -136,6 +138,32 @@ def test_a_run_goes_on_exactly(run: Path, tmp_path: Path) -> None:
     pretrain(recipe_for(tmp_path, *short), tmp_path / "resumed", resume=True, cache=cache)
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "resumed"))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_fine_tuning_goes_on_from_it(run: Path, tmp_path: Path) -> None:
+    def recipe(kind: str, **more: object) -> FineTuningRecipe:
+        data = {"train": f"{run / 'train.de'},{run / 'train.en'}", "dev": f"{run / 'dev.de'},{run / 'dev.en'}"}
+        given = {
+            "model": str(run / "out"),
+            "task": {"kind": kind},
+            "data": data,
+            "execution": {"device": "cpu"},
+            **more,
+        }
+        overrides = ["training.epochs=null", "training.steps=20"]
+        return build_recipe(given, overrides, family="transformer", parameters=10**5, examples=1500)
+
+    _, results = finetune(recipe("text"), tmp_path / "tuned")
+    before = measure_directory(run / "out", read_splits(recipe("text")).dev)
+    assert results["dev"]["loss"] < before.loss and results["dev"]["metrics"]["bleu"] > 85
+    assert stemma.predict(tmp_path / "tuned" / "best", ["acht"]) == ["eight"]
+    for options, message in (
+        ({"kind": "classification"}, "expected task.kind=text, not classification"),
+        ({"kind": "text", "lora": {"rank": 2}}, "lora: a Transformer is trained whole"),
+    ):
+        wrong = recipe(**options)
+        with pytest.raises(InputError, match=message):
+            build(wrong, read_splits(recipe("text")).train)
 
 
 def test_tokens_are_counted_as_they_are(tmp_path: Path) -> None:
