@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from stemma.errors import InputError
 from stemma.training.distributed import like
 from stemma.training.state import complete_states, open_tensors
 
@@ -36,9 +37,11 @@ def mean_of_checkpoints(folder: Path, count: int, model: nn.Module) -> dict[str,
     Vaswani et al. 2017, section 6.1: 5 checkpoints for the base model, 20 for the big one. One is read at a time.
 
     Raises:
-        InputError: a checkpoint of another model.
+        InputError: no checkpoint, or one of another model.
     """
     states = complete_states(folder)[:count]
+    if not states:
+        raise InputError(f"{folder}: no checkpoint to take the mean of")
     means = {name: torch.zeros_like(value, dtype=torch.float32) for name, value in model.named_parameters()}
     with torch.no_grad():
         for state in states:

@@ -333,7 +333,8 @@ class Trainer:
     def _weights(self, mean: bool) -> Mapping[str, Tensor]:
         """Return what is evaluated and published: the weights, or their average; `mean`: of the last checkpoints."""
         last = self.recipe.training.average
-        if mean and last is not None and self._saved_step >= 0:
+        if mean and last is not None:
+            self.workers.barrier()  # the main one may still be writing the last
             return mean_of_checkpoints(self.directory / STATES, last, self.model)
         return dict(self.model.named_parameters()) if self.average is None else self.average.tensors
 
