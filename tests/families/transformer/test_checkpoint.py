@@ -134,6 +134,15 @@ def test_transformers_loads_what_we_save(name: str, tmp_path: Path) -> None:
     assert torch.equal(again(source, target), ours(source, target))
 
 
+def test_biases_that_were_trained_elsewhere_are_kept(tmp_path: Path) -> None:
+    save(Transformer(_TINY), None, tmp_path)
+    theirs = randomized(transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path))
+    theirs.save_pretrained(tmp_path)
+    source, target = (tokens % 69 for tokens in some_pair())
+    expected = theirs(input_ids=source, labels=target).logits
+    torch.testing.assert_close(load(tmp_path)(source, target), expected, rtol=0, atol=1e-5)
+
+
 def test_norms_inside_the_branches_have_a_type_of_their_own(tmp_path: Path) -> None:
     ours = randomized(Transformer(replace(_TINY, norm="pre", output_bias=True)))
     save(ours, None, tmp_path)

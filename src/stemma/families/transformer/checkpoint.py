@@ -5,7 +5,7 @@ does not tell the order of its hidden places apart, so weights are reordered on 
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -114,7 +114,11 @@ def from_published(
         ignored.add(_OUTPUT_BIAS)
     config = _config({_ALIASES.get(key, key): value for key, value in published.items()}, output_bias)
     if not config.attention_bias:
-        ignored.update(_attention_biases(config))
+        biases = [name for name in _attention_biases(config) if name in tensors]
+        if any(bool(tensors[name].any()) for name in biases):  # trained elsewhere since it was published
+            config = replace(config, attention_bias=True)
+        else:
+            ignored.update(biases)
     model = build_empty(lambda: Transformer(config))
     fill(model, table(config, embedding), tensors, ignored=ignored, dtype=dtype, device=device)
     return model
