@@ -101,7 +101,8 @@ def evaluate(
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")] = False,
 ) -> None:
-    """Score a text by a language model, or labelled examples by a model that `stemma finetune` wrote.
+    """Score a text by a language model, or labelled examples by a model that `stemma finetune` wrote; a Transformer
+    translates examples without that.
 
     Of a text: loss, perplexity, and bits per byte, which can be compared between tokenizers. Every token of every
     document is scored once, with at least a quarter of a window of context where there is one. Of labelled examples:
@@ -109,6 +110,7 @@ def evaluate(
 
     Examples: [bold]stemma evaluate runs/tiny my-book.txt[/bold],
     [bold]stemma evaluate runs/finetune-bert/best test.csv --text sentence --predictions said.csv[/bold],
+    [bold]stemma evaluate runs/de-en test.de,test.en[/bold],
     [bold]stemma evaluate vectors.bin --analogies questions-words.txt --similarity wordsim353.tsv[/bold]
     """
     if analogies or similarity:

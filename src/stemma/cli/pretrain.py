@@ -33,7 +33,8 @@ def pretrain(
     The same command again goes on where a run stopped, however it stopped. Several GPUs or processes:
     torchrun --standalone --nproc-per-node 2 --no-python stemma pretrain ...
 
-    Example: stemma pretrain gpt/tiny data.source=book.txt training.steps=200 --out runs/book
+    Example: stemma pretrain gpt/tiny data.source=book.txt training.steps=200 --out runs/book,
+    or, of pairs of texts, stemma pretrain transformer/tiny data.source=train.de,train.en data.held_out=dev.de,dev.en
     """
     from rich.console import Console
 
