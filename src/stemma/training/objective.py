@@ -16,7 +16,8 @@ class Objective(Protocol):
 
     An objective whose examples differ in shape also has `collate(examples) -> dict of tensors`; without it the arrays
     are stacked. One that reads other stretches of text than packed tokens has `sequences(split, length, seed)`, which
-    returns `Sequences`, with a `fingerprint`, of what its `example` takes.
+    returns `Sequences`, with a `fingerprint`, of what its `example` takes; one that says `reads_pairs` is given pairs of
+    texts there (`data.parallel_corpora.ParallelSplit`).
     """
 
     def example(self, tokens: Any, rng: np.random.Generator) -> Mapping[str, np.ndarray]:
