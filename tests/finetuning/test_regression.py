@@ -67,7 +67,7 @@ def test_learns_pairs_and_transformers_gives_the_two_parts_of_a_score(tmp_path: 
     twin = transformers.AutoModelForSequenceClassification.from_pretrained(best).eval()
     (example,) = objective_of(model.backbone, tokenizer, task).encode(LabelledData(PAIRS[:1], [0.0], ()), tokenizer)
     with torch.no_grad():
-        orders = (torch.tensor(one["tokens"]).unsqueeze(0) for one in (example, example["reversed"]))
+        orders = (torch.tensor(one["tokens"]).unsqueeze(0) for one in (example, example["second"]))
         assert sum(float(twin(tokens).logits) for tokens in orders) == pytest.approx(predicted[0], abs=1e-5)
 
 

@@ -14,7 +14,7 @@ from stemma.training.recipe_source import RecipeSource
 DECISIVE = ("model", "initialize", "lora", "task", "data", "training", "seed")
 
 # The published settings (Devlin et al. 2018, appendix A.3; Radford et al. 2018, section 4.1; Raffel et al. 2020,
-# section 3.1; THUDM/GLM's config_tasks).
+# section 3.1; google-research/adversarial_text; THUDM/GLM's config_tasks).
 FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
     "bert": {
         "training": {
@@ -46,6 +46,17 @@ FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
             "weight_decay": 0.0,
             "schedule": {"name": "constant"},
         }
+    },
+    "lstm": {
+        "training": {
+            "learning_rate": 5e-4,
+            "batch": 64,
+            "epochs": 10,
+            "betas": [0.9, 0.999],
+            "weight_decay": 0.0,
+            "schedule": {"name": "constant"},
+        },
+        "evaluation": {"patience": 3},
     },
     "glm": {
         "training": {

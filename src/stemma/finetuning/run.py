@@ -13,6 +13,7 @@ from torch import Tensor
 from stemma import families
 from stemma.data.content_hashes import digest
 from stemma.data.labelled import LabelledData, leakage
+from stemma.data.shuffled_by_length import ShuffledByLength
 from stemma.data.tokenizers import Tokenizer, load_tokenizer
 from stemma.errors import InputError, closest
 from stemma.families.directory import read_config, resolve
@@ -24,7 +25,6 @@ from stemma.finetuning.measuring import majority, measure, signatures
 from stemma.finetuning.objectives import formulation_of, objective_of, smoothed
 from stemma.finetuning.reading import prepared
 from stemma.finetuning.recipe import DECISIVE, WRITTEN, FineTuningRecipe, read_recipe
-from stemma.finetuning.sequences import ShuffledByLength
 from stemma.finetuning.task_data import hold_out, read_examples, selected
 from stemma.training.batches import derived_seed
 from stemma.training.distributed import Workers

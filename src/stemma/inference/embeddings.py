@@ -15,6 +15,7 @@ from stemma.families.bert.tokens import frame_and_mask
 from stemma.families.glm.model import GLM
 from stemma.families.glm.tokens import GLMTokens
 from stemma.families.gpt.model import GPT
+from stemma.families.lstm.model import LSTM
 from stemma.families.mistral.model import Mistral
 from stemma.families.t5.model import T5
 from stemma.layers.masks import Mask
@@ -46,7 +47,7 @@ def embed_tokens(
     """Return float32 [texts, hidden]; a text's vector does not depend on what else is computed beside it.
 
     BERT reads `[CLS] text [SEP]`, GLM `[CLS] text end` in both directions, T5's encoder the text and its end; a GPT
-    reads the text from left to right.
+    or an LSTM reads the text from left to right.
 
     Args:
         model: in eval mode. tokenizer: the model's. texts: their tokens, without special ones.
@@ -125,9 +126,9 @@ def _frame(model: Any, tokenizer: "Tokenizer") -> tuple[list[int], list[int]]:
         return [glm.beginning], [glm.end]
     if isinstance(model, T5):
         return [], [tokenizer.separator]
-    if isinstance(model, GPT | Mistral):
+    if isinstance(model, GPT | Mistral | LSTM):
         return [], []
-    raise InputError(f"a {type(model).__name__} cannot embed texts: expected a BERT, GLM, T5, GPT or Mistral")
+    raise InputError(f"a {type(model).__name__} cannot embed texts: expected a BERT, GLM, T5, GPT, Mistral or LSTM")
 
 
 def _batches(rows: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
@@ -152,7 +153,7 @@ def _states(model: Any, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     mask = None if bool((lengths == longest).all()) else Mask(key_padding=real)
     if isinstance(model, T5):
         return model.encode(tokens, mask), real
-    if isinstance(model, GPT | Mistral):
+    if isinstance(model, GPT | Mistral | LSTM):
         return model.hidden(tokens), real  # causality hides the padding
     return model.hidden(tokens, mask=mask), real
 
