@@ -5,8 +5,8 @@
 LSTM language model: the peer is `nn.Embedding`, `nn.LSTM` and `nn.Linear` with `F.cross_entropy` over all logits, its
 state carried from window to window and detached, as in PyTorch's word_language_model example. Both arms have the same
 sizes, start from the same weights, read the same rows of a corpus, clip and make the same fused AdamW updates; float32.
-That they compute the same is checked before: the losses of the first updates. "awd" adds AWD-LSTM's dropouts to both, in
-the peer as its authors' code does it: the recurrent matrix as a dropped copy.
+That they compute the same is checked before, by the losses of the first updates. "awd" adds AWD-LSTM's dropouts to
+both, in the peer as its authors' code does it: the recurrent matrix as a dropped copy.
 
 One update of each arm in turn; medians.
 """

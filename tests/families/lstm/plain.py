@@ -16,8 +16,12 @@ SMALL = LSTMConfig(vocabulary=31, embedding=12, hidden=12, layers=3, inner=17, t
 
 
 def model_of(config: LSTMConfig = SMALL) -> LSTM:
+    """Return a model with weights so large that what was read before matters."""
     torch.manual_seed(0)
-    return LSTM(config)
+    model = LSTM(config)
+    for name, parameter in model.named_parameters():
+        parameter.data *= 3 if "blocks" in name else 10
+    return model
 
 
 class Plain(nn.Module):

@@ -82,7 +82,7 @@ def test_input_and_output_are_dropped_by_one_mask_a_sequence() -> None:
 
 
 def test_begins_as_it_should() -> None:
-    model = model_of(replace(SMALL, forget_bias=1.0))
+    model = LSTM(SMALL)
     before = {name: value.clone() for name, value in model.named_parameters()}
     assert model.token_embedding.weight.abs().max() <= 0.1
     for block in model.blocks:

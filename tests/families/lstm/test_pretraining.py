@@ -64,10 +64,10 @@ def recipe_of(folder: Path, *overrides: str) -> Any:
 
 def test_learns_to_count_and_writes_on(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    recipe = recipe_of(tmp_path, "model.layers=2", "model.weight_dropout=0.1", "objective.deviation=2")
+    recipe = recipe_of(tmp_path, "model.weight_dropout=0.1", "objective.deviation=2", "training.steps=150")
     pretrain(recipe, out, cache=tmp_path / "cache")
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert lines[-1]["held_out_loss"] < 1.0  # log 300 = 5.7 at first; each text begins anywhere
+    assert lines[-1]["held_out_loss"] < 1.0, lines[-1]  # log 300 = 5.7 at first; each text begins anywhere
     rates = [line["learning_rate"] for line in lines if "learning_rate" in line]
     assert len(set(rates)) > 1 and all(1e-2 < rate < 3e-2 for rate in rates)  # of a constant schedule
     model, tokenizer = stemma.load(out), stemma.load_tokenizer(out)

@@ -75,8 +75,10 @@ class LSTM(nn.Module):
         self.token_embedding = nn.Embedding(config.vocabulary, config.embedding)
         self.type_dropout = TypeDropout(config.embedding_dropout)
         self.input_dropout = VariationalDropout(config.input_dropout)
-        dropout = {"weight_dropout": config.weight_dropout, "forget_bias": config.forget_bias}
-        self.blocks = nn.ModuleList(LSTMLayer(*config.widths(layer), **dropout) for layer in range(config.layers))
+        self.blocks = nn.ModuleList(
+            LSTMLayer(*config.widths(layer), weight_dropout=config.weight_dropout, forget_bias=config.forget_bias)
+            for layer in range(config.layers)
+        )
         self.layer_dropout = VariationalDropout(config.layer_dropout)
         self.output_dropout = VariationalDropout(config.output_dropout)
         self.output = None if config.tie_output else Linear(config.hidden, config.vocabulary, bias=False)
