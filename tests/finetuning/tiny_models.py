@@ -61,7 +61,7 @@ def directory_of(family: str, folder: Path, *, context: int = 64) -> Path:
 def recipe_of(directory: Path, task: dict[str, Any], data: dict[str, Any], **training: Any) -> FineTuningRecipe:
     """Settings with which a tiny model learns eight examples by heart in a second or two."""
     family = "bert" if directory.name == "unilm" else directory.name
-    rate = {"t5": 1e-2, "lstm": 1e-2}.get(family, 3e-3)
+    rate = {"t5": 1e-2, "lstm": 2e-2}.get(family, 3e-3)
     given = {
         "model": str(directory),
         "task": {"dropout": 0.0, "language_model": 0.0, **task},

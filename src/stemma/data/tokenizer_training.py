@@ -208,6 +208,7 @@ def _set_unigram_pipeline(backend: Tokenizer, lowercase: bool) -> None:
 
 def _learn_words(stream: Iterator[str], vocabulary: int, specials: list[str], lowercase: bool) -> Tokenizer:
     """The most frequent words, numbers and signs as they are cut for Unigram; all others are "<unk>"."""
+    _check_size(vocabulary, 1, "word", specials)
     backend = Tokenizer(models.WordLevel(unk_token="<unk>"))
     _set_unigram_pipeline(backend, lowercase)
     trainer = trainers.WordLevelTrainer(vocab_size=vocabulary, special_tokens=specials, show_progress=False)
