@@ -33,7 +33,7 @@ from .letters import (
     random_model,
 )
 
-EXACT = ("gpt", "unilm", "t5", "glm")
+EXACT = ("gpt", "lstm", "unilm", "t5", "glm")
 
 
 def some_texts(count: int, seed: int = 0) -> list[list[int]]:
@@ -47,7 +47,7 @@ def next_token(model: Any, family: str, text: list[int], place: int) -> Tensor:
     """Log-probabilities, float64 [vocabulary], of the token at a place of a text given those before it (of a BERT: and
     those after it)."""
     before = text[:place]
-    if family == "gpt":
+    if family in ("gpt", "lstm"):
         logits = model(torch.tensor([[SEP, *before]]))[0, -1]
     elif family == "unilm":
         tokens = torch.tensor([[CLS, *before, MASK]])
