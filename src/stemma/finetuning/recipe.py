@@ -50,13 +50,13 @@ FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
     "lstm": {
         "training": {
             "learning_rate": 5e-4,
-            "batch": 64,
-            "epochs": 10,
+            "batch": 32,
+            "epochs": 20,
             "betas": [0.9, 0.999],
             "weight_decay": 0.0,
             "schedule": {"name": "constant"},
         },
-        "evaluation": {"patience": 3},
+        "evaluation": {"patience": 5},
     },
     "glm": {
         "training": {
@@ -186,7 +186,7 @@ def build_recipe(
     content = deepcopy(FAMILY_DEFAULTS[family])
     training = content["training"]
     if parameters < SMALL_MODEL:
-        training["learning_rate"] = SMALL_MODEL_RATE
+        training["learning_rate"] = max(training["learning_rate"], SMALL_MODEL_RATE)
     overrides = list(overrides)
     if _has_lora(given, overrides):
         training["learning_rate"] = LORA_RATE

@@ -264,7 +264,7 @@ def reader_of(model: Any, tokenizer: "Tokenizer", memory: int) -> Reader:
     """Return the reader of a model's family.
 
     Raises:
-        InputError: a model that writes no text.
+        InputError: a model that writes no text, or a recurrent one.
     """
     if isinstance(model, GLM):
         return BlankReader(model, tokenizer, memory)
@@ -272,4 +272,4 @@ def reader_of(model: Any, tokenizer: "Tokenizer", memory: int) -> Reader:
         return SourceReader(model, tokenizer, memory)
     if hasattr(model, "logits") and hasattr(model.config, "window"):
         return CausalReader(model, tokenizer, memory)
-    raise InputError(f"{type(model).__name__} writes no text: the engine serves GPT, Mistral, Mixtral, GLM and T5")
+    raise InputError(f"the engine does not serve a {type(model).__name__}: expected GPT, Mistral, Mixtral, GLM or T5")
