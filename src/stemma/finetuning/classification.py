@@ -13,6 +13,7 @@ from stemma.data.labelled import LabelledData
 from stemma.data.tokenizers import Tokenizer
 from stemma.finetuning import reading
 from stemma.finetuning.head_objective import HeadObjective
+from stemma.finetuning.heads import WithHead
 from stemma.finetuning.reading import Example
 
 Pairs = Literal["together", "both orders", "apart"]
@@ -71,3 +72,27 @@ class HeadClassification(HeadObjective):
     def scores(self, model: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the logits of the classes, float [batch, outputs]; of a regression the prediction [batch, 1]."""
         return model(batch)
+
+
+@dataclass(frozen=True)
+class LabelGain(HeadClassification):
+    """In training, predict a text's class at each of its tokens, with weights that rise linearly to the last one's.
+
+    So the gradient need not come all the way from the end (Dai and Le 2015, "linear gain"). A text's weights sum to 1.
+    """
+
+    def loss(
+        self, model: WithHead, batch: Mapping[str, Tensor], totals: Mapping[str, int] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """Return this batch's share of the step's loss, and sums to report."""
+        if not model.training:
+            return super().loss(model, batch, totals)
+        states, labels = model.states(batch), batch["labels"]
+        lengths = batch["lengths"].unsqueeze(1)
+        steps = torch.arange(1, states.shape[1] + 1, device=states.device).expand(len(labels), -1)
+        weights = steps.where(steps <= lengths, 0) / (lengths * (lengths + 1) / 2)
+        logits = model.logits(states.flatten(0, 1)).float()
+        targets = labels.repeat_interleave(states.shape[1])
+        losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=self.label_smoothing)
+        nll = (weights.flatten() * losses).sum()
+        return nll / max((totals or self.counts(batch))["targets"], 1), {"nll": nll.detach(), "targets": len(labels)}

@@ -14,7 +14,7 @@ from stemma.families.unilm.model import SEGMENTS
 from stemma.finetuning.answering import Spans
 from stemma.finetuning.checkpoint import TaskDescription
 from stemma.finetuning.choosing import GLMChoosing, HeadChoosing, T5Choosing
-from stemma.finetuning.classification import HeadClassification, Pairs
+from stemma.finetuning.classification import HeadClassification, LabelGain, Pairs
 from stemma.finetuning.cloze import ClozeClassification
 from stemma.finetuning.patterns import check_pattern
 from stemma.finetuning.reading import CLASSIFY, DELIMITER, START, reader_of
@@ -83,6 +83,17 @@ def smoothed(objective: Any, task: TaskDescription, label_smoothing: float) -> A
         what = "numbers" if task.kind == "regression" else "the places of answers"
         raise InputError(f"task.label_smoothing: classes, options and words are smoothed, not {what}; expected 0")
     return replace(objective, label_smoothing=label_smoothing)
+
+
+def with_label_gain(objective: Any, model: Any, task: TaskDescription) -> LabelGain:
+    """Return an objective that predicts a text's class at each token of it; `model` is the backbone.
+
+    Raises:
+        InputError: anything but an LSTM that classifies single texts.
+    """
+    if not isinstance(model, LSTM) or task.kind != "classification" or task.pair:
+        raise InputError("task.label_gain: is of an LSTM that classifies single texts")
+    return LabelGain(objective.reader, outputs=objective.outputs, label_smoothing=objective.label_smoothing)
 
 
 def _writing(model: Any, tokenizer: Tokenizer, task: TaskDescription, pattern: str, fields: tuple[str, ...]) -> Writing:

@@ -94,6 +94,8 @@ class TaskRecipe(Section):
         metric: by which the best weights are chosen; default: accuracy, of a regression Pearson's correlation, of
             entities' tags F1, of answers F1, of texts BLEU (or: chrf, rouge1, rouge2, rougeL, exact_match).
         language_model: of a GPT with an output layer: weight of the language model's own loss.
+        label_gain: of an LSTM that classifies texts: in training the label is predicted at every token of a text (see
+            `classification.LabelGain`).
         dropout: before the output layer. label_smoothing: share of each target, of classes, options or words, that is
             spread evenly over all of them in training (Szegedy et al. 2016, section 7).
         beams, length_penalty: of what is written: more than one beam searches the likeliest text.
@@ -105,6 +107,7 @@ class TaskRecipe(Section):
     label_words: dict[str, str] = {}
     metric: str | None = None
     language_model: float = Field(default=0.0, ge=0)
+    label_gain: bool = False
     dropout: float = Field(default=0.1, ge=0, lt=1)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     beams: int = Field(default=1, gt=0)
