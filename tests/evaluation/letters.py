@@ -60,6 +60,8 @@ def random_model(family: str, seed: int = 0, std: float = 0.3, layers: int = 2) 
             parameter.copy_(std * torch.randn(parameter.shape, generator=generator) + ("norm.weight" in name))
     if family == "t5":
         model.token_embedding.weight.data *= 8  # its logits are divided by sqrt(hidden)
+    if family == "lstm":
+        model.output.weight.data *= 8  # its states are below 1
     return model.eval()
 
 

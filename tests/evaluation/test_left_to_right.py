@@ -128,9 +128,9 @@ def test_a_bert_has_a_pseudo_likelihood_only() -> None:
 
 
 def test_what_each_says_of_itself() -> None:
-    said = {family: likelihood_of(random_model(family), letters()) for family in FAMILIES}
+    said = {family: likelihood_of(random_model(family), letters()) for family in (*FAMILIES, "lstm")}
     assert {family for family, one in said.items() if one.exact} == set(EXACT)
-    assert {family for family, one in said.items() if one.by_design} == {"gpt", "glm", "unilm"}
+    assert {family for family, one in said.items() if one.by_design} == {"gpt", "lstm", "glm", "unilm"}
     assert {family for family, one in said.items() if one.note} == {"t5", "bert"}
     with pytest.raises(InputError, match="a Linear gives texts no likelihood"):
         likelihood_of(torch.nn.Linear(2, 2), letters())

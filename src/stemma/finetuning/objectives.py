@@ -37,7 +37,7 @@ def formulation_of(model: Any, task: TaskRecipe) -> str:
     if task.kind == "text":
         if isinstance(model, LSTM) or isinstance(model, BERT) and not _is_unilm(model):
             name = type(model).__name__
-            raise InputError(f"no {name} is taught to write here: expected a GPT, T5, GLM or UniLM for task.kind=text")
+            raise InputError(f"a {name} does not write texts: expected a GPT, T5, GLM or UniLM for task.kind=text")
         own = "text"
     if task.kind == "answering" and isinstance(model, GLM):
         own = "text"
