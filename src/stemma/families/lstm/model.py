@@ -86,12 +86,12 @@ class LSTM(nn.Module):
 
     @torch.no_grad()
     def initialize(self) -> None:
-        """Draw all parameters anew: U(-0.1, 0.1) outside of the layers (AWD-LSTM's code)."""
+        """Draw all parameters anew: the output projection from U(-0.1, 0.1) (awd-lstm-lm), an embedding that is not
+        also that from U(-1, 1) (adversarial_text): with small ones a model takes long to begin to learn."""
         for block in self.blocks:
             block.initialize()  # type: ignore[operator]
-        for module in (self.token_embedding, self.output):
-            if module is not None:
-                nn.init.uniform_(module.weight, -0.1, 0.1)
+        nn.init.uniform_(self.token_embedding.weight, -1.0, 1.0)
+        nn.init.uniform_(self.output_weight, -0.1, 0.1)
 
     def forward(self, tokens: Tensor, *, state: State | None = None, starts: Tensor | None = None) -> Tensor:
         """Return logits, float [batch, length, vocabulary], for int64 tokens [batch, length]; options of `read`."""
@@ -136,7 +136,7 @@ class LSTM(nn.Module):
 _PAPER = LSTMConfig()
 
 PRESETS: dict[str, LSTMConfig] = {
-    "tiny": LSTMConfig(vocabulary=4096, embedding=256, hidden=256, tie_output=True),
+    "tiny": LSTMConfig(vocabulary=4096, embedding=128, hidden=256),
     "imdb": _PAPER,
     # google-research/adversarial_text (Miyato et al. 2017), which goes on from Dai and Le.
     "adversarial": replace(_PAPER, embedding=256, input_dropout=0.5),
