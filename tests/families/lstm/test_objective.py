@@ -78,7 +78,7 @@ def test_a_document_begins_from_nothing_where_documents_are_separate(tmp_path: P
             logits = plain(torch.tensor([text]))[0, -1]
             expected[place // 8] += float(F.cross_entropy(logits, torch.tensor(target)).detach())
     assert found == pytest.approx(expected, rel=1e-5)
-    assert (objective.carried["cells.0"] - together.carried["cells.0"]).abs().max() > 0.01
+    assert (objective.carried["cells.0"] - together.carried["cells.0"]).abs().max() > 1e-3
 
 
 def test_evaluation_leaves_the_carried_state_alone(tmp_path: Path) -> None:
