@@ -55,8 +55,7 @@ FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
             "betas": [0.9, 0.999],
             "weight_decay": 0.0,
             "schedule": {"name": "constant"},
-        },
-        "evaluation": {"patience": 5},
+        }
     },
     "glm": {
         "training": {
