@@ -15,6 +15,7 @@ from stemma.families.bert.tokens import prepare_tokenizer as prepare_bert
 from stemma.families.glm.model import GLM, GLMConfig
 from stemma.families.glm.tokens import prepare_tokenizer as prepare_glm
 from stemma.families.gpt.model import GPT, GPTConfig
+from stemma.families.lstm.model import LSTM, LSTMConfig
 from stemma.families.t5.model import T5, T5Config
 from stemma.layers.masks import Mask
 
@@ -47,6 +48,8 @@ def random_model(family: str, seed: int = 0, std: float = 0.3, layers: int = 2) 
         model: Any = BERT(BERTConfig(**shape, context=CONTEXT, segments=segments, dropout=0.0, attention_dropout=0.0))
     elif family == "gpt":
         model = GPT(GPTConfig(**shape, context=CONTEXT))
+    elif family == "lstm":
+        model = LSTM(LSTMConfig(VOCABULARY, embedding=24, hidden=24, layers=layers))
     elif family == "glm":
         model = GLM(GLMConfig(**shape, context=CONTEXT, dropout=0.0, attention_dropout=0.0))
     else:
@@ -57,6 +60,8 @@ def random_model(family: str, seed: int = 0, std: float = 0.3, layers: int = 2) 
             parameter.copy_(std * torch.randn(parameter.shape, generator=generator) + ("norm.weight" in name))
     if family == "t5":
         model.token_embedding.weight.data *= 8  # its logits are divided by sqrt(hidden)
+    if family == "lstm":
+        model.output.weight.data *= 8  # its states are below 1
     return model.eval()
 
 

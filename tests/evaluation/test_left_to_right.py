@@ -33,7 +33,7 @@ from .letters import (
     random_model,
 )
 
-EXACT = ("gpt", "unilm", "t5", "glm")
+EXACT = ("gpt", "lstm", "unilm", "t5", "glm")
 
 
 def some_texts(count: int, seed: int = 0) -> list[list[int]]:
@@ -47,7 +47,7 @@ def next_token(model: Any, family: str, text: list[int], place: int) -> Tensor:
     """Log-probabilities, float64 [vocabulary], of the token at a place of a text given those before it (of a BERT: and
     those after it)."""
     before = text[:place]
-    if family == "gpt":
+    if family in ("gpt", "lstm"):
         logits = model(torch.tensor([[SEP, *before]]))[0, -1]
     elif family == "unilm":
         tokens = torch.tensor([[CLS, *before, MASK]])
@@ -128,9 +128,9 @@ def test_a_bert_has_a_pseudo_likelihood_only() -> None:
 
 
 def test_what_each_says_of_itself() -> None:
-    said = {family: likelihood_of(random_model(family), letters()) for family in FAMILIES}
+    said = {family: likelihood_of(random_model(family), letters()) for family in (*FAMILIES, "lstm")}
     assert {family for family, one in said.items() if one.exact} == set(EXACT)
-    assert {family for family, one in said.items() if one.by_design} == {"gpt", "glm", "unilm"}
+    assert {family for family, one in said.items() if one.by_design} == {"gpt", "lstm", "glm", "unilm"}
     assert {family for family, one in said.items() if one.note} == {"t5", "bert"}
     with pytest.raises(InputError, match="a Linear gives texts no likelihood"):
         likelihood_of(torch.nn.Linear(2, 2), letters())

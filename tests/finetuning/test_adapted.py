@@ -87,7 +87,12 @@ def test_peft_gives_our_logits(family: str, kind: str, tmp_path: Path) -> None:
         assert not any(value.shape == tensor.shape and torch.equal(value, tensor) for value in before.values()), key
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+def test_an_lstm_has_nothing_to_adapt(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="lora: the blocks of this model have no linear layers to adapt"):
+        finetune(recipe(tmp_path, "lstm", lora=LoRARecipe(rank=8)), tmp_path / "run")
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "lstm"])
 def test_every_family_learns_by_its_adapters(family: str, tmp_path: Path) -> None:
     settings = recipe(tmp_path, family, steps=90, learning_rate=1e-2, lora=LoRARecipe(rank=8, dropout=0.0))
     said: list[str] = []

@@ -67,8 +67,33 @@ def test_learns_pairs_and_transformers_gives_the_two_parts_of_a_score(tmp_path: 
     twin = transformers.AutoModelForSequenceClassification.from_pretrained(best).eval()
     (example,) = objective_of(model.backbone, tokenizer, task).encode(LabelledData(PAIRS[:1], [0.0], ()), tokenizer)
     with torch.no_grad():
-        orders = (torch.tensor(one["tokens"]).unsqueeze(0) for one in (example, example["reversed"]))
+        orders = (torch.tensor(one["tokens"]).unsqueeze(0) for one in (example, example["second"]))
         assert sum(float(twin(tokens).logits) for tokens in orders) == pytest.approx(predicted[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["regression", "classification"])
+def test_an_lstm_reads_the_texts_of_a_pair_apart(kind: str, tmp_path: Path) -> None:
+    """Conneau et al. 2017: both states, their distance and their product; 30 rectified units; the numbers."""
+    table = tmp_path / "train.jsonl"
+    rows = [{"text": a, "pair": b, "label": number} for number, (a, b) in enumerate(PAIRS)]
+    table.write_text("\n".join(json.dumps(row) for row in rows))
+    data = {"train": str(table), "dev": str(table), "pair": "pair"}
+    _, results = finetune(recipe_of(directory_of("lstm", tmp_path), {"kind": kind}, data), tmp_path / "run")
+    metric = "pearson" if kind == "regression" else "accuracy"
+    assert results is not None and results["dev"]["metrics"][metric] > 0.99
+    model, tokenizer, _ = load_finetuned(tmp_path / "run" / "best")
+    end, weights = tokenizer.separator, dict(model.named_parameters())
+    predicted, expected = predict(tmp_path / "run" / "best", PAIRS), []
+    for pair in PAIRS:
+        u, v = (model.backbone.hidden(torch.tensor([[end, *tokenizer.encode(text), end]]))[0, -1] for text in pair)
+        units = weights["dense.weight"] @ torch.cat([u, v, (u - v).abs(), u * v]) + weights["dense.bias"]
+        expected.append(weights["output.weight"] @ units.clamp_min(0) + weights["output.bias"])
+        assert len(units) == 30
+    if kind == "regression":
+        assert predicted == pytest.approx([float(one.detach()) for one in expected], abs=1e-4)
+    else:
+        names = list(json.loads((tmp_path / "run" / "best" / "task.json").read_text())["label_names"])
+        assert predicted == [names[int(one.argmax())] for one in expected]
 
 
 def test_wrong_inputs_are_one_line() -> None:

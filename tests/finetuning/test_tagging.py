@@ -66,7 +66,7 @@ def test_loss_is_the_mean_over_words_of_the_piece_that_is_read(family: str) -> N
         place = len(objective.reader.before)
         for word, tag in zip(words, tags, strict=True):
             assert tokens[0, place : place + len(word)].tolist() == word
-            state = states[place + len(word) - 1] if family == "gpt" else states[place]
+            state = states[place + len(word) - 1] if family in ("gpt", "lstm") else states[place]
             losses.append(F.cross_entropy(model.output(state), torch.tensor(tag)))
             place += len(word)
     loss, sums = objective.loss(model, objective.collate(encoded))

@@ -13,6 +13,7 @@ from stemma.families.bert.tokens import prepare_tokenizer as prepare_bert
 from stemma.families.glm.model import GLM, GLMConfig
 from stemma.families.glm.tokens import prepare_tokenizer as prepare_glm
 from stemma.families.gpt.model import GPT, GPTConfig
+from stemma.families.lstm.model import LSTM, LSTMConfig
 from stemma.families.t5.model import T5, T5Config
 from stemma.families.t5.tokens import prepare_tokenizer as prepare_t5
 from stemma.finetuning.recipe import FineTuningRecipe, build_recipe
@@ -21,7 +22,7 @@ WORDS = (
     "the quick brown fox jumps over the lazy dog while the cat sings to Anna and Boris in Paris or London . "
     "what is red blue green who sees a good bad film question answer context one two three four five six "
 )
-FAMILIES = ("bert", "gpt", "glm", "t5", "unilm")
+FAMILIES = ("bert", "gpt", "glm", "t5", "unilm", "lstm")
 
 
 @cache
@@ -45,6 +46,8 @@ def model_of(family: str, *, context: int = 64, seed: int = 0) -> Any:
         model = GPT(GPTConfig(**shape, context=context, dropout=0.0))
     elif family == "glm":
         model = GLM(GLMConfig(**shape, context=context, dropout=0.0))
+    elif family == "lstm":
+        model = LSTM(LSTMConfig(vocabulary, embedding=32, hidden=32, layers=2, inner=24, tie_output=True))
     else:
         model = T5(T5Config(**shape, head_dim=8, feed_forward=64))
     return model.eval()
@@ -58,7 +61,7 @@ def directory_of(family: str, folder: Path, *, context: int = 64) -> Path:
 def recipe_of(directory: Path, task: dict[str, Any], data: dict[str, Any], **training: Any) -> FineTuningRecipe:
     """Settings with which a tiny model learns eight examples by heart in a second or two."""
     family = "bert" if directory.name == "unilm" else directory.name
-    rate = 1e-2 if family == "t5" else 3e-3
+    rate = {"t5": 1e-2, "lstm": 2e-2}.get(family, 3e-3)
     given = {
         "model": str(directory),
         "task": {"dropout": 0.0, "language_model": 0.0, **task},

@@ -17,6 +17,7 @@ from stemma.families.bert.tokens import prepare_tokenizer
 from stemma.families.glm.model import GLM, GLMConfig
 from stemma.families.glm.tokens import prepare_tokenizer as prepare_glm
 from stemma.families.gpt.model import GPT, GPTConfig
+from stemma.families.lstm.model import LSTM, LSTMConfig
 from stemma.families.t5.model import T5, T5Config
 from stemma.families.transformer.model import Transformer, TransformerConfig
 from stemma.inference.embeddings import embed, sentence_settings
@@ -41,6 +42,8 @@ def model_of(family: str, tokenizer: Tokenizer) -> torch.nn.Module:
         return T5(T5Config(**shape, head_dim=8, feed_forward=48)).eval()
     if family == "transformer":
         return Transformer(TransformerConfig(**shape, feed_forward=48, padding=tokenizer.pad)).eval()
+    if family == "lstm":
+        return LSTM(LSTMConfig(tokenizer.vocabulary, embedding=32, hidden=32, layers=2)).eval()
     return GPT(GPTConfig(**shape, context=32)).eval()
 
 
@@ -105,7 +108,7 @@ def test_pooling_by_hand_on_padded_states_of_transformers(
     torch.testing.assert_close(vectors, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["bert", "glm", "t5", "transformer", "gpt"])
+@pytest.mark.parametrize("family", ["bert", "glm", "t5", "transformer", "gpt", "lstm"])
 def test_a_text_alone_has_the_same_vector(tokenizer: Tokenizer, family: str) -> None:
     model = model_of(family, tokenizer)
     together = embed(model, tokenizer, TEXTS)

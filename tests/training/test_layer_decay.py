@@ -13,6 +13,7 @@ SMALL = {
     "gpt": {"vocabulary": 32, "context": 8, "layers": 3, "hidden": 8, "heads": 2},
     "bert": {"vocabulary": 32, "context": 8, "layers": 3, "hidden": 8, "heads": 2},
     "glm": {"vocabulary": 32, "context": 8, "layers": 3, "hidden": 8, "heads": 2},
+    "lstm": {"vocabulary": 32, "layers": 3, "embedding": 8, "hidden": 8},
     "t5": {"vocabulary": 32, "layers": 3, "hidden": 8, "heads": 2, "head_dim": 4, "feed_forward": 8},
 }
 FIRST = {
@@ -20,6 +21,7 @@ FIRST = {
     "bert": [f"embeddings.{part}.weight" for part in ("token", "position", "segment", "norm")]
     + ["embeddings.norm.bias"],
     "glm": ["token_embedding.weight", "position_embedding.weight", "block_position_embedding.weight"],
+    "lstm": ["token_embedding.weight"],
     "t5": ["token_embedding.weight", "encoder.relative_bias.weight", "decoder.relative_bias.weight"],
 }
 

@@ -53,9 +53,10 @@ def finetune(
 ) -> None:
     """Fine-tune a model on labelled examples, each family in its own way; the best weights by the metric are kept.
 
-    BERT and GPT get an output layer, GLM answers a cloze question, T5 writes the label. Tags are an output layer's
-    everywhere. Texts are written by GPT, T5, GLM and UniLM. Options are scored by an output layer, by GLM and T5 by
-    their likelihood. Answers are pointed at, by GLM and T5 written. The same command again goes on where a run stopped.
+    BERT, GPT and LSTM get an output layer, GLM answers a cloze question, T5 writes the label. Tags are an output
+    layer's everywhere. Texts are written by GPT, T5, GLM and UniLM. Options are scored by an output layer, by GLM and
+    T5 by their likelihood. Answers are pointed at, by GLM and T5 written. The same command again goes on where a run
+    stopped.
 
     Example: stemma finetune runs/bert --train train.csv --dev dev.csv --text sentence --label label,
     or --train hf:nyu-mll/glue:rte --dev hf:nyu-mll/glue:rte:validation --text sentence1 --pair sentence2

@@ -1,4 +1,4 @@
-"""Learning a vocabulary from text: byte-level BPE, WordPiece and Unigram, each the same on every run.
+"""Learning a vocabulary from text: byte-level BPE, WordPiece, Unigram and whole words, each the same on every run.
 
 The `tokenizers` library does the counting, in parallel and in a stream. Of its three trainers only BPE's result is
 reproducible, so WordPiece is learned through that one and Unigram's result is brought into a fixed form.
@@ -27,6 +27,7 @@ SPECIAL = {
         "mask_token": "[MASK]",
     },
     "unigram": {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},  # T5's, with its ids
+    "word": {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
 }
 
 Parts = tuple[Tokenizer, dict[str, str]]
@@ -51,8 +52,10 @@ def learn(
         backend = _learn_bpe(stream, vocabulary, specials, lowercase)
     elif kind == "wordpiece":
         backend = _learn_wordpiece(stream, vocabulary, specials, lowercase)
-    else:
+    elif kind == "unigram":
         backend = _learn_unigram(stream, vocabulary, specials, lowercase, byte_fallback)
+    else:
+        backend = _learn_words(stream, vocabulary, specials, lowercase)
     backend.add_special_tokens(specials)
     learned = backend.get_vocab_size()
     if learned < vocabulary:
@@ -201,6 +204,16 @@ def _set_unigram_pipeline(backend: Tokenizer, lowercase: bool) -> None:
     backend.post_processor = processors.TemplateProcessing(
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", end)]
     )
+
+
+def _learn_words(stream: Iterator[str], vocabulary: int, specials: list[str], lowercase: bool) -> Tokenizer:
+    """The most frequent words, numbers and signs as they are cut for Unigram; all others are "<unk>"."""
+    _check_size(vocabulary, 1, "word", specials)
+    backend = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    _set_unigram_pipeline(backend, lowercase)
+    trainer = trainers.WordLevelTrainer(vocab_size=vocabulary, special_tokens=specials, show_progress=False)
+    backend.train_from_iterator(stream, trainer)
+    return backend
 
 
 def _reproducible(pieces: list[tuple[str, float]]) -> list[tuple[str, float]]:

@@ -65,6 +65,12 @@ class Tokenizer:
         """Number of ids: the highest id + 1."""
         return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
 
+    @property
+    def has_whole_words(self) -> bool:
+        """Whether it knows words only: a likelihood of tokens, one of which stands for all other words, is then none of
+        the text."""
+        return isinstance(self.backend.model, tokenizers.models.WordLevel)
+
     @cached_property
     def special(self) -> frozenset[int]:
         """Ids of all special tokens."""
@@ -200,9 +206,10 @@ def train_tokenizer(
 ) -> Tokenizer:
     """Learn a tokenizer of `vocabulary` tokens from a stream of texts; the same texts give the same tokenizer.
 
-    kind: "bpe" (byte-level, any text comes back unchanged), "wordpiece" (BERT's) or "unigram" (SentencePiece-like).
+    kind: "bpe" (byte-level, any text comes back unchanged), "wordpiece" (BERT's), "unigram" (SentencePiece-like) or
+        "word" (whole words; those that are not in the vocabulary are all one token).
     special: further special tokens, after those of the kind ("<|endoftext|>" | "[PAD]" "[UNK]" "[CLS]" "[SEP]"
-        "[MASK]" | "<pad>" "</s>" "<unk>").
+        "[MASK]" | "<pad>" "</s>" "<unk>", of words too).
     lowercase: lower-case the text (and strip accents: WordPiece), which then does not come back as it was.
     byte_fallback: let Unigram write characters that it does not know as bytes, 256 further tokens, not as "<unk>".
     progress: called with the UTF-8 bytes of each text read.

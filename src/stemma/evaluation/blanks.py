@@ -28,10 +28,10 @@ from stemma.families.gpt.model import GPT
 from stemma.families.mistral.model import Mistral
 from stemma.families.t5.model import T5
 from stemma.families.t5.tokens import sentinel_ids
+from stemma.inference.decoders import decoder_of
 from stemma.inference.encoder_decoder import SourceDecoder
 from stemma.inference.filling_scores import target_scores
 from stemma.inference.infilling import fill_contexts
-from stemma.inference.rolling_decoder import decoder_of
 from stemma.inference.sampling import Sampling
 from stemma.inference.states import states_of
 

@@ -2,6 +2,7 @@
 
 GPT     log p(token | those before)
 Mistral the same
+LSTM    the same
 GLM     the same, behind a final [gMASK]                                     (Du et al. 2022, section 2.2)
 UniLM   the same, read at a [MASK] behind them under its left-to-right mask  (Dong et al. 2019, section 2.3)
 T5      the same, as the filling of a text that is one gap: it was not trained for it
@@ -25,6 +26,7 @@ from stemma.families.glm.examples import collate, continuation_example
 from stemma.families.glm.model import GLM
 from stemma.families.glm.tokens import GLMTokens
 from stemma.families.gpt.model import GPT
+from stemma.families.lstm.model import LSTM
 from stemma.families.mistral.model import Mistral
 from stemma.families.t5.model import T5
 from stemma.families.t5.tokens import sentinel_ids
@@ -62,6 +64,8 @@ def likelihood_of(model: Any, tokenizer: Tokenizer) -> Likelihood:
     """
     if isinstance(model, GPT | Mistral):
         return Likelihood(lambda texts: _gpt(model, tokenizer, _fitting(texts, model.config.context)))
+    if isinstance(model, LSTM):
+        return Likelihood(lambda texts: _gpt(model, tokenizer, texts))
     if isinstance(model, GLM):
         # In the blank there are the positions 1 to `context`.
         return Likelihood(lambda texts: _glm(model, tokenizer, _fitting(texts, model.config.context)))
@@ -77,7 +81,7 @@ def likelihood_of(model: Any, tokenizer: Tokenizer) -> Likelihood:
         return Likelihood(
             lambda texts: pseudo_log_likelihood(model, texts, ids), exact=False, by_design=False, note=note
         )
-    expected = "a GPT, Mistral, GLM, T5, UniLM or BERT"
+    expected = "a GPT, Mistral, LSTM, GLM, T5, UniLM or BERT"
     raise InputError(f"a {type(model).__name__} gives texts no likelihood: expected {expected}")
 
 
@@ -89,7 +93,7 @@ def _fitting(texts: Texts, most: int) -> Texts:
 
 
 @torch.inference_mode()
-def _gpt(model: GPT | Mistral, tokenizer: Tokenizer, texts: Texts) -> list[np.ndarray]:
+def _gpt(model: GPT | Mistral | LSTM, tokenizer: Tokenizer, texts: Texts) -> list[np.ndarray]:
     found = []
     for start in range(0, len(texts), _ROWS):
         part = texts[start : start + _ROWS]

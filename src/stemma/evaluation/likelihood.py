@@ -14,6 +14,8 @@ from stemma.training.distributed import Workers
 from stemma.training.held_out import Evaluation, evaluate
 from stemma.training.objective import HeldOut, LossModule
 
+WINDOW = 256  # tokens, of a model without a context
+
 
 def score_text(
     model: Any,
@@ -29,7 +31,8 @@ def score_text(
 
     Args:
         model: in eval mode; left in it. source: its `held_out` is ignored, all of it is scored.
-        length: tokens per window, default the model's context. batch_size: windows at once.
+        length: tokens per window, default the model's context; an LSTM, which has none, reads documents whole, and
+            about `batch_size` windows' tokens of them at once.
     Raises:
         InputError: the corpus cannot be read or is empty, `length` exceeds the context, the model is no causal one.
     """
@@ -38,8 +41,9 @@ def score_text(
         raise InputError(f"a {type(model).__name__} is not scored from left to right, as this evaluation does it")
     corpus = prepare(replace(source, held_out=0.0), tokenizer, cache, progress)
     objective = branch.objectives["causal"](separator=tokenizer.separator)
-    split, length = corpus.train, length or model.config.context
-    held_out = HeldOut(lambda: objective.held_out(split, length, batch_size), split.bytes)
+    split, length = corpus.train, length or getattr(model.config, "context", WINDOW)
+    text = None if tokenizer.has_whole_words else split.bytes
+    held_out = HeldOut(lambda: objective.held_out(split, length, batch_size), text)
     device = next(model.parameters()).device
     try:
         return evaluate(LossModule(model, objective), held_out, Workers(device=device), nullcontext())

@@ -36,6 +36,10 @@ from stemma.families.gpt import checkpoint as gpt_checkpoint
 from stemma.families.gpt.model import GPT, GPTConfig
 from stemma.families.gpt.model import PRESETS as GPT_PRESETS
 from stemma.families.gpt.objective import Causal
+from stemma.families.lstm import checkpoint as lstm_checkpoint
+from stemma.families.lstm.model import LSTM, LSTMConfig
+from stemma.families.lstm.model import PRESETS as LSTM_PRESETS
+from stemma.families.lstm.objective import CarriedCausal, SequenceAutoencoder
 from stemma.families.mistral import checkpoint as mistral_checkpoint
 from stemma.families.mistral import native as mistral_native
 from stemma.families.mistral.model import PRESETS as MISTRAL_PRESETS
@@ -105,6 +109,15 @@ FAMILIES: dict[str, Family] = {
         model_types=glm_checkpoint.MODEL_TYPES,
         to_published=glm_checkpoint.to_published,
         from_published=glm_checkpoint.from_published,
+    ),
+    "lstm": Family(
+        config=LSTMConfig,
+        model=LSTM,
+        presets=LSTM_PRESETS,
+        objectives={"causal": CarriedCausal, "autoencoder": SequenceAutoencoder},
+        model_types=lstm_checkpoint.MODEL_TYPES,
+        to_published=lstm_checkpoint.to_published,
+        from_published=lstm_checkpoint.from_published,
     ),
     "mistral": Family(
         config=MistralConfig,

@@ -69,11 +69,12 @@ def writes_without_finetuning(directory: Path) -> bool:
     return read_config(directory)["model_type"] in families.FAMILIES["transformer"].model_types
 
 
-def shape_of_head(task: TaskDescription) -> tuple[int, bool]:
-    """Return how many numbers an output layer gives, and whether it reads whole texts (see `heads.WithHead`)."""
+def shape_of_head(task: TaskDescription) -> tuple[int, bool, bool]:
+    """Return how many numbers an output layer gives, whether it reads whole texts, and whether pairs of them (see
+    `heads.WithHead`)."""
     if task.kind == "answering":
-        return 2, False
-    return max(len(task.label_names), 1), task.kind != "tagging"
+        return 2, False, False
+    return max(len(task.label_names), 1), task.kind != "tagging", task.pair
 
 
 def save_finetuned(model: Any, tokenizer: Tokenizer, task: TaskDescription, directory: Path, base: str = "") -> None:

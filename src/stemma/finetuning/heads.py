@@ -8,26 +8,36 @@ from torch import Tensor, nn
 
 from stemma.families.bert.model import BERT
 from stemma.families.gpt.model import GPT
+from stemma.families.lstm.model import LSTM
 from stemma.inference.states import states_of
 from stemma.layers.linear import Linear
+
+_UNITS = 30
 
 
 class WithHead(nn.Module):
     """Backbone and output layer; `model(batch)` gives the logits of the places that the batch reads.
 
     A text's vector is BERT's pooled output, in GLM and T5 tanh of a new linear map of the state (as in the classifiers
-    of THUDM/GLM and transformers), in GPT the state itself. Single words' states are taken as they are.
+    of THUDM/GLM and transformers), in GPT the state itself; in LSTM 30 rectified units see the state (Dai and Le 2015,
+    section 4.1), of a pair both states, their distance and their product (Conneau et al. 2017, section 3.1). Single
+    words' states are taken as they are.
 
     Args:
-        outputs: numbers for each place. pooled: places stand for whole texts. dropout: before the output layer.
+        outputs: numbers for each place. pooled: places stand for whole texts. pair: for two of them, where the
+            backbone is an LSTM. dropout: before the output layer.
     """
 
-    def __init__(self, backbone: Any, outputs: int, pooled: bool, dropout: float = 0.1) -> None:
+    def __init__(self, backbone: Any, outputs: int, pooled: bool, pair: bool = False, dropout: float = 0.1) -> None:
         super().__init__()
         self.backbone, self.pooled = backbone, pooled
         hidden = backbone.config.hidden
-        own = pooled and not isinstance(backbone, BERT | GPT)
-        self.dense = Linear(hidden, hidden) if own else None
+        self.dense: Linear | None = None
+        if pooled and isinstance(backbone, LSTM):
+            self.dense = Linear(4 * hidden if pair else hidden, _UNITS)
+            hidden = _UNITS
+        elif pooled and not isinstance(backbone, BERT | GPT):
+            self.dense = Linear(hidden, hidden)
         self.dropout = nn.Dropout(dropout)
         self.output = Linear(hidden, outputs, bias=not (pooled and isinstance(backbone, GPT)))
         for layer in (self.dense, self.output):
@@ -57,11 +67,15 @@ class WithHead(nn.Module):
 
     def logits(self, read: Tensor) -> Tensor:
         """Return float [reads, outputs] of the states that are read, float [reads, hidden]; of [reads, several, hidden]
-        those of their sums."""
-        if read.dim() == 3:
+        those of their sums, of an LSTM of both together."""
+        if read.dim() == 3 and isinstance(self.backbone, LSTM):
+            first, second = read.unbind(1)
+            read = torch.cat([first, second, (first - second).abs(), first * second], 1)
+        elif read.dim() == 3:
             read = read.sum(1)
         if self.pooled and isinstance(self.backbone, BERT):
             read = self.backbone.pool(read)
         elif self.dense is not None:
-            read = torch.tanh(self.dense(self.dropout(read)))
+            activation = torch.relu if isinstance(self.backbone, LSTM) else torch.tanh
+            read = activation(self.dense(self.dropout(read)))
         return self.output(self.dropout(read))

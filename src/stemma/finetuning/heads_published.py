@@ -7,7 +7,7 @@
 | answering | BertForQuestionAnswering | GPT2ForQuestionAnswering | ours |
 | choice | BertForMultipleChoice | ...ForSequenceClassification, of each option | ours |
 
-A GPT that reads pairs in both orders adds what transformers' class gives for each.
+Those of an LSTM are ours. A GPT that reads pairs in both orders adds what transformers' class gives for each.
 """
 
 from collections.abc import Mapping, Sequence

@@ -8,13 +8,14 @@ from stemma.errors import InputError
 from stemma.families.bert.model import BERT
 from stemma.families.glm.model import GLM
 from stemma.families.gpt.model import GPT
+from stemma.families.lstm.model import LSTM
 from stemma.families.t5.model import T5
 from stemma.families.transformer.model import Transformer
 from stemma.families.unilm.model import SEGMENTS
 from stemma.finetuning.answering import Spans
 from stemma.finetuning.checkpoint import TaskDescription
 from stemma.finetuning.choosing import GLMChoosing, HeadChoosing, T5Choosing
-from stemma.finetuning.classification import HeadClassification
+from stemma.finetuning.classification import HeadClassification, LabelGain, Pairs
 from stemma.finetuning.cloze import ClozeClassification
 from stemma.finetuning.patterns import check_pattern
 from stemma.finetuning.reading import CLASSIFY, DELIMITER, START, reader_of
@@ -37,10 +38,9 @@ def formulation_of(model: Any, task: TaskRecipe) -> str:
     if task.kind in ("regression", "tagging"):
         own = "head"
     if task.kind == "text":
-        if isinstance(model, BERT) and not _is_unilm(model):
-            raise InputError(
-                "a BERT does not write texts: expected a GPT, T5, Transformer, GLM or UniLM for task.kind=text"
-            )
+        if isinstance(model, LSTM) or isinstance(model, BERT) and not _is_unilm(model):
+            expected = "a GPT, T5, Transformer, GLM or UniLM"
+            raise InputError(f"a {type(model).__name__} does not write texts: expected {expected} for task.kind=text")
         own = "text"
     if task.kind == "answering" and isinstance(model, GLM):
         own = "text"
@@ -88,6 +88,17 @@ def smoothed(objective: Any, task: TaskDescription, label_smoothing: float) -> A
     return replace(objective, label_smoothing=label_smoothing)
 
 
+def with_label_gain(objective: Any, model: Any, task: TaskDescription) -> LabelGain:
+    """Return an objective that predicts a text's class at each token of it; `model` is the backbone.
+
+    Raises:
+        InputError: anything but an LSTM that classifies single texts.
+    """
+    if not isinstance(model, LSTM) or task.kind != "classification" or task.pair:
+        raise InputError("task.label_gain: is of an LSTM that classifies single texts")
+    return LabelGain(objective.reader, outputs=objective.outputs, label_smoothing=objective.label_smoothing)
+
+
 def _writing(model: Any, tokenizer: Tokenizer, task: TaskDescription, pattern: str, fields: tuple[str, ...]) -> Writing:
     pattern = task.pattern or pattern
     check_pattern(pattern, fields)
@@ -119,12 +130,16 @@ def _is_unilm(model: Any) -> bool:
 
 
 def _of_head(model: Any, tokenizer: Tokenizer, task: TaskDescription, language_model: float) -> Any:
-    reader, causal = reader_of(model, tokenizer, task.longest), isinstance(model, GPT)
+    reader, causal = reader_of(model, tokenizer, task.longest), isinstance(model, GPT | LSTM)
     if task.kind == "choice":
         return HeadChoosing(reader, language_model)
     if task.kind == "answering":
         return Spans(reader, language_model, task.stride, causal, task.no_answer)
     if task.kind == "tagging":
         return Tagging(reader, language_model, "last" if causal else "first")
-    similarity = task.kind == "regression" and task.pair and causal
-    return HeadClassification(reader, language_model, len(task.label_names), similarity)
+    pairs: Pairs = "together"
+    if isinstance(model, LSTM):
+        pairs = "apart"
+    elif task.kind == "regression" and causal:
+        pairs = "both orders"
+    return HeadClassification(reader, language_model, len(task.label_names), pairs)

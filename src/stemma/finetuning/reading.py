@@ -4,6 +4,7 @@ BERT   [CLS] a [SEP] b [SEP]        the state of [CLS]          (Devlin et al. 2
 GPT    start a delimiter b classify the state of the last       (Radford et al. 2018, section 3.3)
 GLM    [CLS] a end b end            the state of [CLS]
 T5     a end b end                  the encoder's state of the last
+LSTM   end a end b end              the state of the last; of pairs to compare each text by itself
 """
 
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from stemma.families.glm.model import GLM
 from stemma.families.glm.tokens import GLMTokens
 from stemma.families.gpt.model import GPT
 from stemma.families.growth import with_vocabulary
+from stemma.families.lstm.model import LSTM
 from stemma.families.t5.model import T5
 
 START, DELIMITER, CLASSIFY = "_start_", "_delimiter_", "_classify_"  # as in GPT-1's code
@@ -92,7 +94,10 @@ def reader_of(model: Any, tokenizer: Tokenizer, longest: int | None = None) -> R
     if isinstance(model, T5):
         end = (tokenizer.separator,)
         return Reader((), end, end, "last", longest=limit)
-    raise InputError(f"a {type(model).__name__} cannot be fine-tuned: expected a BERT, GLM, GPT or T5")
+    if isinstance(model, LSTM):  # a document of pretraining begins with what ends it
+        end = (tokenizer.separator,)
+        return Reader(end, end, end, "last", longest=limit)
+    raise InputError(f"a {type(model).__name__} cannot be fine-tuned: expected a BERT, GLM, GPT, T5 or LSTM")
 
 
 def prepared(model: Any, tokenizer: Tokenizer) -> tuple[Any, Tokenizer]:

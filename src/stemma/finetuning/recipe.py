@@ -14,7 +14,8 @@ from stemma.training.recipe_source import RecipeSource
 DECISIVE = ("model", "initialize", "lora", "task", "data", "training", "seed")
 
 # The published settings (Devlin et al. 2018, appendix A.3; Radford et al. 2018, section 4.1; Raffel et al. 2020,
-# section 3.1; THUDM/GLM's config_tasks; Vaswani et al. 2017, sections 5 and 6.1, at a rate for trained weights).
+# section 3.1; google-research/adversarial_text; THUDM/GLM's config_tasks; Vaswani et al. 2017, sections 5 and 6.1, at a
+# rate for trained weights).
 FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
     "bert": {
         "training": {
@@ -58,6 +59,16 @@ FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
         },
         "task": {"label_smoothing": 0.1, "beams": 4, "length_penalty": 0.6},
     },
+    "lstm": {
+        "training": {
+            "learning_rate": 5e-4,
+            "batch": 32,
+            "epochs": 20,
+            "betas": [0.9, 0.999],
+            "weight_decay": 0.0,
+            "schedule": {"name": "constant"},
+        }
+    },
     "glm": {
         "training": {
             "learning_rate": 1e-5,
@@ -94,6 +105,8 @@ class TaskRecipe(Section):
         metric: by which the best weights are chosen; default: accuracy, of a regression Pearson's correlation, of
             entities' tags F1, of answers F1, of texts BLEU (or: chrf, rouge1, rouge2, rougeL, exact_match).
         language_model: of a GPT with an output layer: weight of the language model's own loss.
+        label_gain: of an LSTM that classifies texts: in training the label is predicted at every token of a text (see
+            `classification.LabelGain`).
         dropout: before the output layer. label_smoothing: share of each target, of classes, options or words, that is
             spread evenly over all of them in training (Szegedy et al. 2016, section 7).
         beams, length_penalty: of what is written: more than one beam searches the likeliest text.
@@ -105,6 +118,7 @@ class TaskRecipe(Section):
     label_words: dict[str, str] = {}
     metric: str | None = None
     language_model: float = Field(default=0.0, ge=0)
+    label_gain: bool = False
     dropout: float = Field(default=0.1, ge=0, lt=1)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     beams: int = Field(default=1, gt=0)
@@ -186,7 +200,7 @@ def build_recipe(
     content = deepcopy(FAMILY_DEFAULTS[family])
     training = content["training"]
     if parameters < SMALL_MODEL:
-        training["learning_rate"] = SMALL_MODEL_RATE
+        training["learning_rate"] = max(training["learning_rate"], SMALL_MODEL_RATE)
     overrides = list(overrides)
     if _has_lora(given, overrides):
         training["learning_rate"] = LORA_RATE

@@ -13,6 +13,7 @@ from torch import Tensor
 from stemma import families
 from stemma.data.content_hashes import digest
 from stemma.data.labelled import LabelledData, leakage
+from stemma.data.shuffled_by_length import ShuffledByLength
 from stemma.data.tokenizers import Tokenizer, load_tokenizer
 from stemma.errors import InputError, closest
 from stemma.families.directory import read_config, resolve
@@ -21,10 +22,9 @@ from stemma.finetuning.adapted import adapt
 from stemma.finetuning.checkpoint import TaskDescription, load_finetuned, save_finetuned, shape_of_head
 from stemma.finetuning.heads import WithHead
 from stemma.finetuning.measuring import majority, measure, signatures
-from stemma.finetuning.objectives import formulation_of, objective_of, smoothed
+from stemma.finetuning.objectives import formulation_of, objective_of, smoothed, with_label_gain
 from stemma.finetuning.reading import prepared
 from stemma.finetuning.recipe import DECISIVE, WRITTEN, FineTuningRecipe, read_recipe
-from stemma.finetuning.sequences import ShuffledByLength
 from stemma.finetuning.task_data import hold_out, read_examples, selected
 from stemma.training.batches import derived_seed
 from stemma.training.distributed import Workers
@@ -170,6 +170,8 @@ def build(recipe: FineTuningRecipe, train: LabelledData) -> tuple[Any, Tokenizer
     )
     objective = objective_of(model, tokenizer, description, language_model=task.language_model)
     objective = smoothed(objective, description, task.label_smoothing)
+    if task.label_gain:
+        objective = with_label_gain(objective, model, description)
     if formulation == "head":
         model = WithHead(model, *shape_of_head(description), dropout=task.dropout)
     if recipe.lora is not None:

@@ -15,6 +15,7 @@ from stemma.families.bert.tokens import frame_and_mask
 from stemma.families.glm.model import GLM
 from stemma.families.glm.tokens import GLMTokens
 from stemma.families.gpt.model import GPT
+from stemma.families.lstm.model import LSTM
 from stemma.families.mistral.model import Mistral
 from stemma.families.t5.model import T5
 from stemma.families.transformer.model import Transformer
@@ -47,7 +48,7 @@ def embed_tokens(
     """Return float32 [texts, hidden]; a text's vector does not depend on what else is computed beside it.
 
     BERT reads `[CLS] text [SEP]`, GLM `[CLS] text end` in both directions, the encoder of T5 and Transformer the
-    text and its end; a GPT reads the text from left to right.
+    text and its end; a GPT or an LSTM reads the text from left to right.
 
     Args:
         model: in eval mode. tokenizer: the model's. texts: their tokens, without special ones.
@@ -126,9 +127,9 @@ def _frame(model: Any, tokenizer: "Tokenizer") -> tuple[list[int], list[int]]:
         return [glm.beginning], [glm.end]
     if isinstance(model, T5 | Transformer):
         return [], [tokenizer.separator]
-    if isinstance(model, GPT | Mistral):
+    if isinstance(model, GPT | Mistral | LSTM):
         return [], []
-    known = "BERT, GLM, T5, Transformer, GPT or Mistral"
+    known = "BERT, GLM, T5, Transformer, GPT, Mistral or LSTM"
     raise InputError(f"a {type(model).__name__} cannot embed texts: expected a {known}")
 
 
@@ -154,7 +155,7 @@ def _states(model: Any, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     mask = None if bool((lengths == longest).all()) else Mask(key_padding=real)
     if isinstance(model, T5 | Transformer):
         return model.encode(tokens, mask), real
-    if isinstance(model, GPT | Mistral):
+    if isinstance(model, GPT | Mistral | LSTM):
         return model.hidden(tokens), real  # causality hides the padding
     return model.hidden(tokens, mask=mask), real
 

@@ -1,5 +1,6 @@
 """A batch of continuations in the making, from prompts to finished texts; `inference.generate` is the way in."""
 
+import math
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,9 +16,9 @@ from stemma.errors import InputError
 from stemma.families.t5.tokens import encode_source
 from stemma.inference.beam import beam_search
 from stemma.inference.decoder import Decoder
+from stemma.inference.decoders import decoder_of
 from stemma.inference.encoder_decoder import SourceDecoder, most_new, reads_source
 from stemma.inference.prepacked import prepacked
-from stemma.inference.rolling_decoder import decoder_of
 from stemma.inference.sampling import Sampling, log_probabilities_of, uniforms
 from stemma.inference.text_stream import TextStream, end_of_text
 
@@ -102,6 +103,7 @@ class Job:
         self.max_new_tokens, self.stop, self.log_probabilities = max_new_tokens, stop, log_probabilities
         self.seed = secrets.randbits(32) if seed is None else seed
         self.end = end_of_text(tokenizer)
+        self.context: float = getattr(model.config, "context", math.inf)
         self.about = reads_source(model)  # the texts are written about their prompts; else they go on with them
         if self.about:
             self.prompts = [encode_source(tokenizer, prompt) for prompt in prompts]
@@ -115,7 +117,7 @@ class Job:
                 tokens,
                 limit=most_new(model, len(tokens), max_new_tokens)
                 if self.about
-                else min(max_new_tokens, model.config.context - len(tokens) + 1),
+                else int(min(max_new_tokens, self.context - len(tokens) + 1)),
                 stream=TextStream(tokenizer, stop, before=() if self.about else tokens[-1:]),
             )
             for number, tokens in enumerate(self.prompts)
@@ -242,13 +244,13 @@ class Job:
 
     def _fitted(self, tokens: list[int], number: int, truncate: bool) -> list[int]:
         """Return a prompt's tokens as the model will read them."""
-        context = self.model.config.context
+        context = self.context
         if not tokens:
             if self.end is None:
                 raise InputError("the prompt is empty, and the tokenizer has no token that begins a text")
             return [self.end]
-        if truncate:
-            return tokens[-max(context - self.max_new_tokens, context // 2, 1) :]
+        if truncate and context < math.inf:
+            return tokens[-int(max(context - self.max_new_tokens, context // 2, 1)) :]
         if len(tokens) > context:
             raise InputError(
                 f"prompt {number + 1} has {len(tokens)} tokens, the model's context {context}: "

@@ -13,6 +13,7 @@ from stemma.errors import InputError, closest
 from stemma.families.bert.model import BERT
 from stemma.families.glm.model import GLM
 from stemma.families.gpt.model import GPT
+from stemma.families.lstm.model import LSTM
 from stemma.families.mistral.model import GroupedQueryAttention, Mistral
 from stemma.families.t5.model import T5
 from stemma.families.transformer.model import Transformer
@@ -64,11 +65,13 @@ def quantize_(model: Model, kind: str) -> Model:
             2022, "LLM.int8()", section 3.1). "int4", "int4:64", "int4:128": a scale and a centre for each 32, 64, 128
             inputs of an output; fewer where that does not divide them, and what 32 does not divide gets int8.
     Raises:
-        InputError: an unknown kind, or a model that is quantised already.
+        InputError: an unknown kind, or a model that is quantised already or recurrent.
     """
     how = Kind.named(kind)
     if is_quantized(model):
         raise InputError("the model's weights are quantised already")
+    if isinstance(model, LSTM):
+        raise InputError("an LSTM's weights are not rounded: its layers are no linear maps")
     before = _linear_bytes(model)
     model.eval()
     _untie(model, how)

@@ -265,7 +265,7 @@ def reader_of(model: Any, tokenizer: "Tokenizer", memory: int) -> Reader:
     """Return the reader of a model's family.
 
     Raises:
-        InputError: a model that writes no text.
+        InputError: a model that writes no text, or a recurrent one.
     """
     if isinstance(model, GLM):
         return BlankReader(model, tokenizer, memory)
@@ -273,6 +273,5 @@ def reader_of(model: Any, tokenizer: "Tokenizer", memory: int) -> Reader:
         return SourceReader(model, tokenizer, memory)
     if hasattr(model, "logits") and hasattr(model.config, "window"):
         return CausalReader(model, tokenizer, memory)
-    raise InputError(
-        f"{type(model).__name__} writes no text: the engine serves GPT, Mistral, Mixtral, GLM, T5 and Transformer"
-    )
+    expected = "GPT, Mistral, Mixtral, GLM, T5 or Transformer"
+    raise InputError(f"the engine does not serve a {type(model).__name__}: expected {expected}")

@@ -2,12 +2,10 @@
 
 from collections.abc import Iterator
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from stemma.families.mistral.model import Mistral
 from stemma.inference import decoder
 from stemma.inference.decoder import Decoder
 from stemma.inference.rolling_cache import RollingCache
@@ -54,8 +52,3 @@ class RollingDecoder(Decoder):
                     pieces, room = [], decoder.PIECE_TOKENS
         if pieces:
             yield pieces
-
-
-def decoder_of(model: Any) -> type[Decoder]:
-    """Return the decoder for a model whose texts go on with their prompts."""
-    return RollingDecoder if isinstance(model, Mistral) else Decoder

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from stemma.families.gpt.model import GPT
+from stemma.families.lstm.model import LSTM
 from stemma.families.mistral.model import Mistral
 from stemma.families.t5.model import T5
 from stemma.layers.masks import Mask
@@ -22,7 +23,7 @@ def states_of(
         places: int64 [places], counted through all rows: return the states of these only, float [places, hidden]; in
             BERT and GLM the others are then not computed.
     """
-    if isinstance(model, GPT | Mistral):
+    if isinstance(model, GPT | Mistral | LSTM):
         return _at(model.hidden(tokens), places)  # causality hides the padding
     width = tokens.shape[1]
     full = bool((lengths == width).all())

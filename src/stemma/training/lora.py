@@ -47,7 +47,7 @@ def add_lora(model: nn.Module, config: LoRAConfig, *, trainable: Sequence[str] =
         model: of any family, or a module round one.
         trainable: names of modules or parameters that stay trainable: a new head.
     Raises:
-        InputError: a name that the model does not have, or a model that has adapters already.
+        InputError: a name that the model does not have, or a model that has no linear layers, or adapters already.
     """
     refuse_second(model)
     found = [
@@ -57,6 +57,8 @@ def add_lora(model: nn.Module, config: LoRAConfig, *, trainable: Sequence[str] =
         for name, child in parent.named_children()
         if isinstance(child, Linear)
     ]
+    if not found:
+        raise InputError("lora: the blocks of this model have no linear layers to adapt")
     names = {name for _, name, _ in found}
     targets = names if config.targets == "all-linear" else set(config.targets)
     for target in sorted(targets - names):

@@ -15,9 +15,11 @@ class Objective(Protocol):
     """From raw tokens to a training example to a loss.
 
     An objective whose examples differ in shape also has `collate(examples) -> dict of tensors`; without it the arrays
-    are stacked. One that reads other stretches of text than packed tokens has `sequences(split, length, seed)`, which
-    returns `Sequences`, with a `fingerprint`, of what its `example` takes; one that says `reads_pairs` is given pairs of
-    texts there (`data.parallel_corpora.ParallelSplit`).
+    are stacked. One that reads other stretches of text than packed tokens has `sequences(split, length, seed, batch)`,
+    which returns `Sequences`, with a `fingerprint`, of what its `example` takes; one that says `reads_pairs` is given
+    pairs of texts there (`data.parallel_corpora.ParallelSplit`). One whose rows go on from update to update has
+    `carried`, a dictionary of what they carry, tensors that are saved with the training: its updates are of one size,
+    and one process makes them.
     """
 
     def example(self, tokens: Any, rng: np.random.Generator) -> Mapping[str, np.ndarray]:
@@ -40,7 +42,10 @@ class Objective(Protocol):
 
 
 class Sequences(Protocol):
-    """Training data by number: the same number always gives the same sequence, epoch after epoch."""
+    """Training data by number: the same number always gives the same sequence, epoch after epoch.
+
+    If they are not of one length, they may have `rate(step)`, which the learning rate of an update is multiplied by.
+    """
 
     def __len__(self) -> int:
         """Return the number of sequences of one epoch."""

@@ -145,9 +145,13 @@ def prepare_run(
     torch.manual_seed(derived_seed(recipe.seed))
     model = branch.model(config)
     objective = build_objective(branch, recipe.objective, tokenizer)
-    make_sequences = getattr(objective, "sequences", PackedSequences)
-    sequences = make_sequences(corpus.train, length, recipe.seed)
     training = recipe.training
+    if training.ramp is not None and hasattr(objective, "carried"):
+        raise InputError("training.ramp: the rows carry a state from update to update, so there are always as many")
+    if hasattr(objective, "sequences"):
+        sequences = objective.sequences(corpus.train, length, recipe.seed, training.batch)
+    else:
+        sequences = PackedSequences(corpus.train, length, recipe.seed)
     steps = training.steps or _plan(recipe).steps_for((training.epochs or 0) * len(sequences))
     task = Task(
         model,
@@ -155,7 +159,7 @@ def prepare_run(
         sequences,
         length=length,
         steps=steps,
-        held_out=_held_out(recipe, objective, corpus, length),
+        held_out=_held_out(recipe, objective, tokenizer, corpus, length),
         fingerprints={"data": sequences.fingerprint, "tokenizer": tokenizer.fingerprint},
     )
     precision = choose_precision(recipe.execution.precision, workers.device)
@@ -246,7 +250,7 @@ def _plan(recipe: Recipe) -> Plan:
     return Plan(recipe.training.batch, recipe.training.ramp)
 
 
-def _held_out(recipe: Recipe, objective: Any, corpus: Any, length: int) -> HeldOut | None:
+def _held_out(recipe: Recipe, objective: Any, tokenizer: Tokenizer, corpus: Any, length: int) -> HeldOut | None:
     split = corpus.held_out
     if not split.documents:
         return None
@@ -256,5 +260,6 @@ def _held_out(recipe: Recipe, objective: Any, corpus: Any, length: int) -> HeldO
     documents = split if wanted is None or wanted >= len(split.tokens) else SampledDocuments(split, wanted)
     rows = recipe.execution.micro_batch or min(recipe.training.batch, 64)
     # A `likelihood` of False says that the loss is no likelihood of the text, so that bits per byte mean nothing.
-    text = documents.bytes if getattr(objective, "likelihood", True) else None
+    likelihood = getattr(objective, "likelihood", True) and not tokenizer.has_whole_words
+    text = documents.bytes if likelihood else None
     return HeldOut(lambda: objective.held_out(documents, length, rows), text)

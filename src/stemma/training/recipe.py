@@ -28,7 +28,7 @@ class TokenizerRecipe(Section):
     """A published tokenizer (`path`: folder, file or hub id), or one trained on the corpus's training split."""
 
     path: str | None = None
-    kind: Literal["bpe", "wordpiece", "unigram"] = "bpe"
+    kind: Literal["bpe", "wordpiece", "unigram", "word"] = "bpe"
     vocabulary: int = Field(default=8192, ge=257)
 
 

@@ -35,6 +35,7 @@ class Saver:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         average: WeightAverage | None,
+        carried: Mapping[str, Tensor],
         record: Mapping[str, Any],
     ) -> None:
         """Write a checkpoint, then delete those beyond the limit.
@@ -43,7 +44,7 @@ class Saver:
             OSError: it could not be written; the earlier ones are untouched.
         """
         tensors = {}
-        for name, tensor in training_tensors(model, optimizer, average.tensors if average else {}):
+        for name, tensor in training_tensors(model, optimizer, average.tensors if average else {}, carried):
             if self.workers.main:
                 tensors[name] = tensor.detach().cpu().contiguous()
         if self.workers.main:

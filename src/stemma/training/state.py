@@ -1,6 +1,6 @@
 """Checkpoints of a running training: exact, complete or absent, and nothing pickled.
 
-    training_state/step-00001000/tensors.safetensors   weights, optimizer moments, moving averages
+    training_state/step-00001000/tensors.safetensors   weights, optimizer moments, averages, carried states
     training_state/step-00001000/state.json            step, counters, fingerprints, the recipe, the environment
 
 There is no random state in them: the order of the data, the randomness of each example and the dropout of each update
@@ -115,7 +115,10 @@ def require_space(folder: Path, needed: int) -> None:
 
 
 def training_tensors(
-    model: nn.Module, optimizer: torch.optim.Optimizer, averages: Mapping[str, Tensor]
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    averages: Mapping[str, Tensor],
+    carried: Mapping[str, Tensor],
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield every tensor that a resumed run needs, by name; of a sharded model the whole tensor, on every worker.
 
@@ -128,11 +131,17 @@ def training_tensors(
             yield f"optimizer.{key}.{name}", full_tensor(value)
     for name, value in averages.items():
         yield f"average.{name}", full_tensor(value)
+    for name, value in carried.items():
+        yield f"carried.{name}", value
 
 
 @torch.no_grad()
 def restore_tensors(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, averages: Mapping[str, Tensor]
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    averages: Mapping[str, Tensor],
+    carried: dict[str, Tensor],
 ) -> None:
     """Put the tensors of a checkpoint back where `training_tensors` found them.
 
@@ -149,6 +158,9 @@ def restore_tensors(
                 optimizer.state[parameter] = {
                     key: _moment(stored(f"optimizer.{key}.{name}"), parameter) for key in stored.moments[name]
                 }
+        device = next(model.parameters()).device
+        for name in stored.carried:
+            carried[name] = stored(f"carried.{name}").to(device)
 
 
 class StoredTensors:
@@ -157,6 +169,7 @@ class StoredTensors:
     def __init__(self, path: Path, file: Any) -> None:
         self.path, self._file, self._names = path, file, set(file.keys())
         self.moments: dict[str, list[str]] = {}  # parameter -> what the optimizer keeps for it
+        self.carried = [name.removeprefix("carried.") for name in self._names if name.startswith("carried.")]
         for name in self._names:
             if name.startswith("optimizer."):
                 _, key, parameter = name.split(".", 2)

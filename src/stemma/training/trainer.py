@@ -96,6 +96,12 @@ class Trainer:
         # Sharding moves block by block: the whole need not fit on one device.
         self.model = task.model if self.workers.mesh else task.model.to(self.workers.device)
         self.loss_module = LossModule(self.model, task.objective)
+        self.carried: dict[str, Tensor] = getattr(task.objective, "carried", {})
+        if hasattr(task.objective, "carried") and self.workers.world > 1:
+            raise InputError(
+                f"the rows of a {type(task.model).__name__} carry a state from update to update, which "
+                f"{self.workers.world} workers do not share: expected one process"
+            )
         self._flops = training_flops_per_token(self.model, task.length, task.objective)
         if recipe.execution.checkpoint_activations:
             checkpoint_activations(self.model)
@@ -324,7 +330,7 @@ class Trainer:
             "environment": self._environment(),
             "recipe": self.recipe.model_dump(mode="json"),
         }
-        self.saver.write_state(self.progress.step, self.model, self.optimizer, self.average, record)
+        self.saver.write_state(self.progress.step, self.model, self.optimizer, self.average, self.carried, record)
         self._saved_step = self.progress.step
 
     def _publish(self, best: bool = False) -> None:
@@ -345,7 +351,8 @@ class Trainer:
                     f"{saved.path}: was trained with another {name} (fingerprint "
                     f"{saved.record['fingerprints'].get(name)}, now {value}); use another --out, or --overwrite"
                 )
-        restore_tensors(saved.path, self.model, self.optimizer, self.average.tensors if self.average else {})
+        averages = self.average.tensors if self.average else {}
+        restore_tensors(saved.path, self.model, self.optimizer, averages, self.carried)
         self.progress = Progress(**saved.record["progress"])
         self._saved_step = self.progress.step
         then = saved.record["environment"]
@@ -369,7 +376,8 @@ class Trainer:
         total = schedule.until or self.task.steps
         warmup = schedule.warmup_updates(total)
         factor = schedules.factor(schedule.name, step, total=total, warmup=warmup, final=schedule.final)
-        return self.recipe.training.learning_rate * factor
+        rate = getattr(self.task.sequences, "rate", None)
+        return self.recipe.training.learning_rate * factor * (rate(step) if rate else 1.0)
 
     def _autocast(self) -> AbstractContextManager[None]:
         if self.precision == torch.float32:

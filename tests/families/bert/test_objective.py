@@ -284,9 +284,9 @@ def test_without_pairs_the_loss_is_that_of_the_masked_tokens() -> None:
 def test_the_objective_says_what_it_reads(make_split: Callable) -> None:
     documents, tokens = unique_tokens([[6] * 30, [4] * 50])
     split = make_split(documents)
-    pairs = MaskedLanguageModel(tokens, short=0.5).sequences(split, 64, 3)
+    pairs = MaskedLanguageModel(tokens, short=0.5).sequences(split, 64, 3, 8)
     assert isinstance(pairs, SentencePairs) and pairs.short == 0.5
-    full = MaskedLanguageModel(tokens, examples="full_sentences", separate_documents=True).sequences(split, 64, 3)
+    full = MaskedLanguageModel(tokens, examples="full_sentences", separate_documents=True).sequences(split, 64, 3, 8)
     assert isinstance(full, FullSentences) and full.separate
     assert not MaskedLanguageModel.likelihood
 

@@ -117,7 +117,7 @@ class MaskedLanguageModel:
         """Return the tokenizer with [CLS], [SEP], [MASK] and [PAD]."""
         return bert_tokens_module.prepare_tokenizer(tokenizer)
 
-    def sequences(self, split: "TokenizedSplit", length: int, seed: int) -> SentencePairs | FullSentences:
+    def sequences(self, split: "TokenizedSplit", length: int, seed: int, batch: int) -> SentencePairs | FullSentences:
         """Return the training texts of at most `length` tokens by their number."""
         if self.examples == "pairs":
             return SentencePairs(split, length, seed, self.bert_tokens, self.short)

@@ -58,7 +58,7 @@ class Translation:
             tokenizer = tokenizer.with_special_tokens(unk_token=tokenizer.token(tokenizer.separator))
         return tokenizer if tokenizer.pad is not None else tokenizer.with_special_tokens(pad_token=PADDING)
 
-    def sequences(self, split: "ParallelSplit", length: int, seed: int) -> TokenBatches:
+    def sequences(self, split: "ParallelSplit", length: int, seed: int, batch: int) -> TokenBatches:
         """Return the training data (see `TokenBatches`)."""
         if self.longest > length:
             raise InputError(f"training.length: {length} tokens hold no pair of objective.longest={self.longest}")

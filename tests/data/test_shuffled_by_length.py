@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stemma.finetuning.sequences import ShuffledByLength
+from stemma.data.shuffled_by_length import ShuffledByLength
 
 LENGTHS = np.random.default_rng(0).integers(3, 200, 10_000)
 

@@ -1,0 +1,58 @@
+"""Documents as an LSTM reads them: whole, however long, or in pieces."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stemma.data.content_hashes import digest
+from stemma.errors import InputError
+
+if TYPE_CHECKING:
+    from stemma.data.tokenized_corpus import TokenizedSplit
+
+
+def documents_by_length(split: "TokenizedSplit", batch_tokens: int) -> Iterator[list[np.ndarray]]:
+    """Yield lists of documents, int64 [tokens] with the separator first, of about equal length.
+
+    Args:
+        batch_tokens: most tokens of a list, padding included, unless one document alone has more.
+    """
+    bounds = [split.bounds(index) for index in range(split.documents)]
+    batch: list[np.ndarray] = []
+    for start, stop in sorted(bounds, key=lambda bound: bound[1] - bound[0]):
+        if stop - start < 2:  # an empty document: nothing to predict
+            continue
+        if batch and (len(batch) + 1) * (stop - start) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(split.tokens.read(start, stop).astype(np.int64))
+    if batch:
+        yield batch
+
+
+class Pieces(Sequence[np.ndarray]):
+    """The documents of a split without their separators, cut into pieces of at most `length` tokens: int64 [tokens].
+
+    Raises InputError if there are none.
+    """
+
+    def __init__(self, split: "TokenizedSplit", length: int) -> None:
+        self._tokens = split.tokens
+        bounds = np.array([split.bounds(index) for index in range(split.documents)], np.int64).reshape(-1, 2)
+        sizes = bounds[:, 1] - bounds[:, 0] - 1
+        counts = -(-sizes // length)
+        if not counts.sum():
+            raise InputError("the corpus has no text to train on")
+        document = np.repeat(np.arange(len(sizes)), counts)
+        place = (np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)) * length
+        self._starts = bounds[document, 0] + 1 + place
+        self.sizes = np.minimum(sizes[document] - place, length)
+        self.fingerprint = digest([split.fingerprint, "pieces", str(length)])
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[override]
+        start = int(self._starts[index])
+        return self._tokens.read(start, start + int(self.sizes[index])).astype(np.int64)
