@@ -25,6 +25,7 @@ bench: .venv/dev
 	.venv/bin/python benchmarks/recurrent.py --quick
 	.venv/bin/python benchmarks/windows.py --quick
 	.venv/bin/python benchmarks/translation.py --quick
+	.venv/bin/python benchmarks/elmo.py --quick
 	.venv/bin/python benchmarks/quantization.py --quick
 
 lint: .venv/dev

@@ -1,4 +1,4 @@
-"""`stemma embed`: one vector a text; or, of word vectors, neighbours and analogies."""
+"""`stemma embed`: one vector a text, of an ELMo one a word; or, of word vectors, neighbours and analogies."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -99,7 +99,14 @@ def embed(
             metavar="FILE",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write: .npy, or .parquet with the texts.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Where to write: .npy, or .parquet with the texts; of an ELMo's words .hdf5 or .parquet.",
+        ),
+    ],
     field: Annotated[str, typer.Option(help="Field of JSONL, CSV or Parquet rows that holds the text.")] = "text",
     pooling: Annotated[
         str | None, typer.Option(help="mean, cls or max.", show_default="the checkpoint's, else mean")
@@ -107,14 +114,26 @@ def embed(
     normalize: Annotated[
         bool | None, typer.Option("--normalize/--no-normalize", help="Vectors of length 1.", show_default=False)
     ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            help="Of an ELMo: all, average, or a number from 0.", show_default="all; of a text's vector average"
+        ),
+    ] = None,
+    stateful: Annotated[
+        bool, typer.Option("--stateful", help="Of an ELMo: go on from text to text, as the published code does.")
+    ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as one line of JSON.")] = False,
 ) -> None:
     """Embed texts with any encoder: vector number n is that of line or row n, so none may be empty.
 
     A folder of sentence-transformers brings its own pooling. How many texts are longer than the model reads is said.
+    An ELMo reads words, with white space between, and gives .hdf5 and .parquet a vector for each (in every layer); with
+    --pooling, and in .npy, it gives one for each text.
 
-    Example: [bold]stemma embed runs/bert sentences.txt --out vectors.npy[/bold]
+    Examples: [bold]stemma embed runs/bert sentences.txt --out vectors.npy[/bold],
+    [bold]stemma embed runs/elmo-tiny sentences.txt --out words.hdf5[/bold]
     """
     import json
 
@@ -127,16 +146,23 @@ def embed(
     from stemma.errors import InputError
     from stemma.families import load
     from stemma.families.directory import resolve
+    from stemma.families.elmo.model import ELMo
     from stemma.files import write_whole
     from stemma.inference.embeddings import embed as run
     from stemma.inference.embeddings import sentence_settings
+    from stemma.inference.word_files import HDF5, write_word_vectors
+    from stemma.inference.word_states import WordStates, embed_sentences, layers_named, word_vectors
     from stemma.training.hardware import prepare_processor
     from stemma.training.progress import counting
 
-    if out.suffix not in (".npy", ".parquet"):
-        raise InputError(f"--out {out}: expected a name that ends in .npy or .parquet")
+    if out.suffix not in (".npy", ".parquet", *HDF5):
+        raise InputError(f"--out {out}: expected a name that ends in .npy, .parquet or .hdf5")
     if not out.absolute().parent.is_dir():
         raise InputError(f"--out {out}: the folder {out.absolute().parent} is not there")
+    if out.suffix in HDF5 and pooling is not None:
+        raise InputError(
+            f"--pooling: {out.suffix} holds vectors of words; expected .npy or .parquet for those of texts"
+        )
     if str(texts) != "-" and not texts.is_file():
         raise InputError(f"{texts}: no such file")
     if out.suffix == ".parquet":
@@ -150,20 +176,45 @@ def embed(
         raise InputError(f"{'standard input' if str(texts) == '-' else texts}: no text in it")
     prepare_processor()
     directory = resolve(model)
-    network, tokenizer = load(directory, device=device_named(device)), load_tokenizer(directory)
-    settings = sentence_settings(directory)
-    settings |= {} if pooling is None else {"pooling": pooling}
-    settings |= {} if normalize is None else {"normalize": normalize}
+    network = load(directory, device=device_named(device))
     console, truncated = Console(stderr=True), 0
+    if isinstance(network, ELMo):
+        of_words = pooling is None and out.suffix != ".npy"
+        sentences, wanted = [row.split() for row in rows], layers_named(layers, network, of_words)
+        if of_words:
+            states = WordStates(network, stateful=stateful)
+            with counting(console, "embedding", len(rows)) as report:
+                write_word_vectors(out, rows, word_vectors(states, sentences, wanted, report))
+            total, width = sum(map(len, sentences)), network.config.hidden
+            if as_json:
+                print(json.dumps({"out": str(out), "texts": len(rows), "words": total, "hidden": width}))
+            else:
+                print(f"{out}: {total:,} words of {len(rows):,} texts, vectors of {width}")
+            return
+        options: dict[str, Any] = {
+            "pooling": pooling or "mean",
+            "normalize": bool(normalize),
+            "wanted": wanted,
+            "stateful": stateful,
+        }
+        with counting(console, "embedding", len(rows)) as report:
+            vectors = embed_sentences(network, sentences, report=report, **options)
+    else:
+        if layers is not None or stateful or out.suffix in HDF5:
+            raise InputError(f"{model} is no ELMo: --layers, --stateful and {HDF5[0]} are for vectors of words")
+        settings = sentence_settings(directory)
+        settings |= {} if pooling is None else {"pooling": pooling}
+        settings |= {} if normalize is None else {"normalize": normalize}
+        tokenizer = load_tokenizer(directory)
 
-    def cut(number: int, limit: int) -> None:
-        nonlocal truncated
-        truncated = number
-        message = f"{number:,} of {len(rows):,} texts are longer than {limit:,} tokens and cut"
-        console.print(message, highlight=False, soft_wrap=True)
+        def cut(number: int, limit: int) -> None:
+            nonlocal truncated
+            truncated = number
+            message = f"{number:,} of {len(rows):,} texts are longer than {limit:,} tokens and cut"
+            console.print(message, highlight=False, soft_wrap=True)
 
-    with counting(console, "embedding", len(rows)) as report:
-        vectors = run(network, tokenizer, rows, report=report, cut=cut, **settings)
+        with counting(console, "embedding", len(rows)) as report:
+            vectors = run(network, tokenizer, rows, report=report, cut=cut, **settings)
     with write_whole(out) as temporary:
         if out.suffix == ".npy":
             with open(temporary, "wb") as file:

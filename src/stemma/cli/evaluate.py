@@ -221,6 +221,8 @@ def _of_text(model: str, corpus: str, options: dict[str, Any], device: str, as_j
     print(f"  loss {result.loss:.4f} nats a token, perplexity {result.perplexity:.2f}")
     if result.bits_per_byte is not None:
         print(f"  {result.bits_per_byte:.4f} bits per byte")
+    for name, value in (result.parts or {}).items():
+        print(f"  {name.replace('_', ' ')} {value:.4f}")
     if rounded is not None:
         print(f"  {kind}: {_change(result, rounded)}")
 

@@ -12,6 +12,13 @@ if TYPE_CHECKING:
 
     from stemma.training.trainer import Outcome
 
+# What a trained model is good for, by family.
+_NEXT = {
+    "gpt": 'stemma generate {} --prompt "The "',
+    "bert": 'stemma fill {} "The [MASK]."',
+    "elmo": "stemma embed {} sentences.txt --out vectors.hdf5",
+}
+
 
 def pretrain(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe such as gpt/tiny, or a YAML file.")],
@@ -72,13 +79,13 @@ def pretrain(
         console.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
     if is_main():
-        report(outcome, directory, console, as_json)
+        report(outcome, directory, console, as_json, _NEXT.get(loaded.family, _NEXT["gpt"]))
     if outcome.signal is not None:
         raise typer.Exit(128 + outcome.signal)
 
 
-def report(outcome: "Outcome", directory: Path, console: "Console", as_json: bool) -> None:
-    """Print how a run ended, and what to do next."""
+def report(outcome: "Outcome", directory: Path, console: "Console", as_json: bool, following: str) -> None:
+    """Print how a run ended, and `following`, what to do next with the directory, {}."""
     from rich.table import Table
 
     from stemma.training.progress import duration, quantity
@@ -104,4 +111,4 @@ def report(outcome: "Outcome", directory: Path, console: "Console", as_json: boo
     if outcome.reason == "interrupted":
         console.print("saved; the same command again goes on from here", highlight=False)
     else:
-        console.print(f'next: stemma generate {directory} --prompt "The "', highlight=False, soft_wrap=True)
+        console.print(f"next: {following.format(directory)}", highlight=False, markup=False, soft_wrap=True)

@@ -22,7 +22,7 @@ def train(
         list[str], typer.Argument(help="Files, folders, globs, '-', hf:owner/name, or 'python'.", metavar="CORPUS...")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")],
-    kind: Annotated[str, typer.Option(help="bpe (byte-level), wordpiece, unigram or word.")] = "bpe",
+    kind: Annotated[str, typer.Option(help="bpe (byte-level), wordpiece, unigram, word or elmo (words).")] = "bpe",
     vocabulary: Annotated[int, typer.Option(min=1, help="Number of tokens, special ones included.")] = 8192,
     special: Annotated[list[str] | None, typer.Option(help="A further special token; may be repeated.")] = None,
     lowercase: Annotated[bool, typer.Option("--lowercase", help="Lower-case all text.")] = False,

@@ -6,6 +6,7 @@ reproducible, so WordPiece is learned through that one and Unigram's result is b
 
 import json
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -15,6 +16,7 @@ from stemma.data.tokenizer_files import wordpiece_pipeline
 from stemma.errors import InputError, closest
 
 MIN_FREQUENCY = 2  # of a pair to be merged: one seen once is no pattern
+LINE_END = "\n"  # a token of its own among words
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 SPECIAL = {
@@ -28,6 +30,7 @@ SPECIAL = {
     },
     "unigram": {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},  # T5's, with its ids
     "word": {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
+    "elmo": {"eos_token": "</S>", "bos_token": "<S>", "unk_token": "<UNK>"},  # as ELMo's vocabularies begin
 }
 
 Parts = tuple[Tokenizer, dict[str, str]]
@@ -52,13 +55,15 @@ def learn(
         backend = _learn_bpe(stream, vocabulary, specials, lowercase)
     elif kind == "wordpiece":
         backend = _learn_wordpiece(stream, vocabulary, specials, lowercase)
+    elif kind == "elmo":
+        backend = _learn_elmo(stream, vocabulary, specials, lowercase)
     elif kind == "unigram":
         backend = _learn_unigram(stream, vocabulary, specials, lowercase, byte_fallback)
     else:
         backend = _learn_words(stream, vocabulary, specials, lowercase)
     backend.add_special_tokens(specials)
     learned = backend.get_vocab_size()
-    if learned < vocabulary:
+    if learned < vocabulary and kind != "elmo":  # of words that is the most there may be
         warnings.warn(
             f"the text repeats too little for {vocabulary} tokens: the vocabulary has {learned}", stacklevel=3
         )
@@ -141,6 +146,25 @@ def _stands_alone(character: str, pipeline: Tokenizer) -> bool:
     """Whether the pipeline makes a word of it wherever it is (punctuation, Chinese), so that it is inside of none."""
     text = pipeline.normalizer.normalize_str(f"a{character}")
     return len(pipeline.pre_tokenizer.pre_tokenize_str(text)) > 1
+
+
+def _learn_elmo(stream: Iterator[str], vocabulary: int, specials: list[str], lowercase: bool) -> Tokenizer:
+    """What stands between white space, by falling frequency; a line end, with the white space round it, is the last
+    token."""
+    counts: Counter[str] = Counter()
+    for text in stream:
+        counts.update((text.lower() if lowercase else text).split())
+    for token in specials:
+        del counts[token]
+    ordered = sorted(counts, key=lambda word: (-counts[word], word))[: vocabulary - len(specials) - 1]
+    tokens = [*specials, *ordered, LINE_END]
+    backend = Tokenizer(models.WordLevel({token: index for index, token in enumerate(tokens)}, unk_token="<UNK>"))
+    lines = normalizers.Replace(Regex(r"\s*\n\s*"), LINE_END)
+    backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), lines]) if lowercase else lines
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(LINE_END, "isolated"), pre_tokenizers.Split(Regex(r"[^\S\n]+"), "removed")]
+    )
+    return backend
 
 
 def _learn_unigram(

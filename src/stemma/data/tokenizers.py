@@ -207,9 +207,10 @@ def train_tokenizer(
     """Learn a tokenizer of `vocabulary` tokens from a stream of texts; the same texts give the same tokenizer.
 
     kind: "bpe" (byte-level, any text comes back unchanged), "wordpiece" (BERT's), "unigram" (SentencePiece-like) or
-        "word" (whole words; those that are not in the vocabulary are all one token).
+        "word" (whole words; those that are not in the vocabulary are all one token), "elmo" (at most `vocabulary` words
+        between white space, the frequent ones, and line ends).
     special: further special tokens, after those of the kind ("<|endoftext|>" | "[PAD]" "[UNK]" "[CLS]" "[SEP]"
-        "[MASK]" | "<pad>" "</s>" "<unk>", of words too).
+        "[MASK]" | "<pad>" "</s>" "<unk>", of words too | "</S>" "<S>" "<UNK>").
     lowercase: lower-case the text (and strip accents: WordPiece), which then does not come back as it was.
     byte_fallback: let Unigram write characters that it does not know as bytes, 256 further tokens, not as "<unk>".
     progress: called with the UTF-8 bytes of each text read.

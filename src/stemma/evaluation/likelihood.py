@@ -10,6 +10,7 @@ from stemma.data.corpora import CorpusSource
 from stemma.data.shards import Progress, prepare
 from stemma.data.tokenizers import Tokenizer
 from stemma.errors import InputError
+from stemma.training.architecture import build_objective
 from stemma.training.distributed import Workers
 from stemma.training.held_out import Evaluation, evaluate
 from stemma.training.objective import HeldOut, LossModule
@@ -32,17 +33,18 @@ def score_text(
     Args:
         model: in eval mode; left in it. source: its `held_out` is ignored, all of it is scored.
         length: tokens per window, default the model's context; an LSTM, which has none, reads documents whole, and
-            about `batch_size` windows' tokens of them at once.
+            about `batch_size` windows' tokens of them at once; an ELMo's windows have 256.
     Raises:
         InputError: the corpus cannot be read or is empty, `length` exceeds the context, the model is no causal one.
     """
     branch = families.family_of(model)
-    if "causal" not in branch.objectives:
+    name = next((name for name in ("causal", "bidirectional") if name in branch.objectives), None)
+    if name is None:
         raise InputError(f"a {type(model).__name__} is not scored from left to right, as this evaluation does it")
     corpus = prepare(replace(source, held_out=0.0), tokenizer, cache, progress)
-    objective = branch.objectives["causal"](separator=tokenizer.separator)
+    objective = build_objective(branch, {"name": name}, tokenizer)
     split, length = corpus.train, length or getattr(model.config, "context", WINDOW)
-    text = None if tokenizer.has_whole_words else split.bytes
+    text = None if tokenizer.has_whole_words or not getattr(objective, "likelihood", True) else split.bytes
     held_out = HeldOut(lambda: objective.held_out(split, length, batch_size), text)
     device = next(model.parameters()).device
     try:

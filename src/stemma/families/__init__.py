@@ -26,6 +26,11 @@ from stemma.families.directory import (
     write_json,
     write_weights,
 )
+from stemma.families.elmo import checkpoint as elmo_checkpoint
+from stemma.families.elmo import published as elmo_published
+from stemma.families.elmo.model import PRESETS as ELMO_PRESETS
+from stemma.families.elmo.model import ELMo, ELMoConfig
+from stemma.families.elmo.objective import BidirectionalLM
 from stemma.families.glm import checkpoint as glm_checkpoint
 from stemma.families.glm import original as glm_original
 from stemma.families.glm.likelihood import LeftToRight
@@ -71,6 +76,7 @@ class Family:
         model_types: what "model_type" in config.json may say.
         to_published: model -> (config.json's content, iterator of published name and tensor).
         from_published: (config.json's content, tensors, dtype=, device=) -> model.
+        write_beside: (model, tokenizer, folder) writes further files, of a layout that other code reads; None: none.
     """
 
     config: type
@@ -80,6 +86,7 @@ class Family:
     model_types: tuple[str, ...]
     to_published: Callable[..., Any]
     from_published: Callable[..., nn.Module]
+    write_beside: Callable[..., None] | None = None
 
 
 FAMILIES: dict[str, Family] = {
@@ -156,6 +163,16 @@ FAMILIES: dict[str, Family] = {
         to_published=bert_checkpoint.to_published,
         from_published=bert_checkpoint.from_published,
     ),
+    "elmo": Family(
+        config=ELMoConfig,
+        model=ELMo,
+        presets=ELMO_PRESETS,
+        objectives={"bidirectional": BidirectionalLM},
+        model_types=elmo_checkpoint.MODEL_TYPES,
+        to_published=elmo_checkpoint.to_published,
+        from_published=elmo_checkpoint.from_published,
+        write_beside=elmo_published.write_beside,
+    ),
 }
 
 # Families of vectors that are no modules: `stemma.data.vectors.WordVectors` loads them.
@@ -202,6 +219,8 @@ def load(
         return glm_original.load_original(directory, dtype=dtype, device=device).eval()
     if mistral_native.is_native(directory):
         return mistral_native.load_native(directory, dtype=dtype, device=device).eval()
+    if elmo_published.is_published(directory):
+        return elmo_published.load_published(directory, dtype=dtype, device=device).eval()
     config = read_config(directory)
     if config["model_type"] in WORD_VECTORS:
         raise InputError(f"{directory}: vectors of words ({config['model_type']}), and this asks for a model of text")
@@ -214,7 +233,8 @@ def save(
 ) -> None:
     """Publish a model: config.json, generation_config.json, the weights and the tokenizer's files.
 
-    transformers loads the directory where it knows the architecture. An older checkpoint there is replaced so that a
+    transformers loads the directory where it knows the architecture; allennlp reads an ELMo's options.json and weights,
+    which stand beside where h5py is installed. An older checkpoint there is replaced so that a
     crash at any moment leaves no directory that loads wrongly (see `replace_checkpoint`).
 
     Args:
@@ -230,7 +250,8 @@ def save(
             f"a {type(model).__name__} with adapters is no checkpoint: merge them first (training.lora.merge_lora), or "
             "save them alone (training.adapters.save_adapter)"
         )
-    config, tensors = family_of(model).to_published(model)
+    branch = family_of(model)
+    config, tensors = branch.to_published(model)
     vocabulary: Any = model.config.vocabulary  # type: ignore[union-attr]
     if tokenizer is not None and tokenizer.vocabulary > vocabulary:
         raise InputError(f"the tokenizer has {tokenizer.vocabulary} ids, more than the model's {vocabulary}")
@@ -244,6 +265,8 @@ def save(
         write_weights(tensors, staging, shard_bytes)
         if tokenizer is not None:
             tokenizer.save(staging)
+        if branch.write_beside is not None:
+            branch.write_beside(model, tokenizer, staging)
 
 
 def _start(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from stemma.families.directory import (
 from stemma.finetuning.adapted import fill_head, is_adapted, load_adapted, save_adapted
 from stemma.finetuning.heads import WithHead
 from stemma.finetuning.heads_published import backbone_prefix, head_names, published_config
-from stemma.finetuning.reading import START
+from stemma.finetuning.reading import START, tokenizer_of
 from stemma.training.lora import lora_layers
 
 TASK = "task.json"
@@ -111,12 +111,13 @@ def load_finetuned(path_or_hub_id: str | Path, *, device: Any = None) -> tuple[A
         task = TaskDescription(**content)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{directory / TASK}: not the description of a task ({error})") from error
-    tokenizer = load_tokenizer(directory)
     if is_adapted(directory):
+        tokenizer = load_tokenizer(directory)
         return _load_adapted(directory, tokenizer, task, device), tokenizer, task
     if task.formulation != "head":
-        return families.load(directory, device=device), tokenizer, task
-    return _load_with_head(directory, task, device), tokenizer, task
+        return families.load(directory, device=device), load_tokenizer(directory), task
+    model = _load_with_head(directory, task, device)
+    return model, tokenizer_of(model.backbone, directory), task
 
 
 def _load_adapted(directory: Path, tokenizer: Tokenizer, task: TaskDescription, device: Any) -> Any:

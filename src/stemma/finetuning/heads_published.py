@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stemma.families.bert.model import BERT
+from stemma.families.elmo.model import ELMo
 from stemma.families.gpt.model import GPT
 from stemma.families.t5.model import T5
 
@@ -55,7 +56,10 @@ def head_names(backbone: Any, kind: str) -> dict[str, str]:
         return {"output.weight": "score.weight"}
     else:
         layers = {"dense": "pool_layer", "output": "out_proj"}
-    return {f"{ours}.{part}": f"{theirs}.{part}" for ours, theirs in layers.items() for part in ("weight", "bias")}
+    mix = ("mix.weights", "mix.gamma") if issubclass(branch, ELMo) else ()
+    return dict(zip(mix, mix, strict=True)) | {
+        f"{ours}.{part}": f"{theirs}.{part}" for ours, theirs in layers.items() for part in ("weight", "bias")
+    }
 
 
 def backbone_prefix(backbone: Any, kind: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 from stemma.data.tokenizers import Tokenizer
 from stemma.errors import InputError
 from stemma.families.bert.model import BERT
+from stemma.families.elmo.model import ELMo
 from stemma.families.glm.model import GLM
 from stemma.families.gpt.model import GPT
 from stemma.families.lstm.model import LSTM
@@ -38,10 +39,14 @@ def formulation_of(model: Any, task: TaskRecipe) -> str:
     if task.kind in ("regression", "tagging"):
         own = "head"
     if task.kind == "text":
-        if isinstance(model, LSTM) or isinstance(model, BERT) and not _is_unilm(model):
+        if isinstance(model, LSTM | ELMo) or isinstance(model, BERT) and not _is_unilm(model):
             expected = "a GPT, T5, Transformer, GLM or UniLM"
             raise InputError(f"a {type(model).__name__} does not write texts: expected {expected} for task.kind=text")
         own = "text"
+    if task.kind == "answering" and isinstance(model, ELMo):
+        raise InputError(
+            "an ELMo reads words between white space, and answers begin inside of them: no task.kind=answering"
+        )
     if task.kind == "answering" and isinstance(model, GLM):
         own = "text"
     wanted = own if task.formulation == "auto" else task.formulation

@@ -5,26 +5,31 @@ GPT    start a delimiter b classify the state of the last       (Radford et al. 
 GLM    [CLS] a end b end            the state of [CLS]
 T5     a end b end                  the encoder's state of the last
 LSTM   end a end b end              the state of the last; of pairs to compare each text by itself
+ELMo   a mark b                     the mean of all words' mixed layers (see heads.py)
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from stemma.data.tokenizers import Tokenizer
+from stemma.data.tokenizers import Tokenizer, load_tokenizer
 from stemma.errors import InputError
 from stemma.families.bert.model import BERT
 from stemma.families.bert.tokens import BERTTokens
+from stemma.families.elmo.model import ELMo
+from stemma.families.elmo.words import PADDING
 from stemma.families.glm.model import GLM
 from stemma.families.glm.tokens import GLMTokens
 from stemma.families.gpt.model import GPT
 from stemma.families.growth import with_vocabulary
 from stemma.families.lstm.model import LSTM
 from stemma.families.t5.model import T5
+from stemma.finetuning.words import MARK, WordNumbers
 
 START, DELIMITER, CLASSIFY = "_start_", "_delimiter_", "_classify_"  # as in GPT-1's code
 
@@ -72,6 +77,18 @@ class Reader:
         return [text[:length] for text, length in zip(texts, lengths, strict=True)]
 
 
+@dataclass(frozen=True)
+class WordReader(Reader):
+    """A reader whose examples also have `characters`, int16 [length, longest_word]."""
+
+    words: WordNumbers = field(kw_only=True)
+
+    def frame(self, *texts: Sequence[int]) -> Example:
+        """Return what `Reader.frame` does, and the characters."""
+        example: dict[str, Any] = super().frame(*texts)
+        return {**example, "characters": self.words.spell(example["tokens"])}
+
+
 def reader_of(model: Any, tokenizer: Tokenizer, longest: int | None = None) -> Reader:
     """Return how a model reads; its tokenizer has the special tokens (see `prepared`).
 
@@ -97,11 +114,29 @@ def reader_of(model: Any, tokenizer: Tokenizer, longest: int | None = None) -> R
     if isinstance(model, LSTM):  # a document of pretraining begins with what ends it
         end = (tokenizer.separator,)
         return Reader(end, end, end, "last", longest=limit)
-    raise InputError(f"a {type(model).__name__} cannot be fine-tuned: expected a BERT, GLM, GPT, T5 or LSTM")
+    if isinstance(model, ELMo):
+        return WordReader((), (MARK,), (), "first", longest=limit, words=cast(WordNumbers, tokenizer))
+    raise InputError(f"a {type(model).__name__} cannot be fine-tuned: expected a BERT, ELMo, GLM, GPT, T5 or LSTM")
+
+
+def tokenizer_of(model: Any, directory: Path) -> Tokenizer:
+    """Return what a model reads with: the tokenizer of its directory; an ELMo needs none.
+
+    Raises:
+        InputError: there is none.
+    """
+    if isinstance(model, ELMo):
+        return cast(Tokenizer, WordNumbers(model.config.longest_word))
+    return load_tokenizer(directory)
 
 
 def prepared(model: Any, tokenizer: Tokenizer) -> tuple[Any, Tokenizer]:
-    """Return model and tokenizer with the special tokens that fine-tuning needs: a GPT has three more of them."""
+    """Return model and tokenizer with the special tokens that fine-tuning needs: a GPT has three more of them.
+
+    An ELMo comes back without its softmax, which is the largest part of it.
+    """
+    if isinstance(model, ELMo):
+        model.drop_softmax()
     if not isinstance(model, GPT):
         return model, tokenizer
     tokenizer = tokenizer.with_special_tokens(START, DELIMITER, CLASSIFY)
@@ -113,7 +148,7 @@ def collate(examples: Sequence[Example]) -> dict[str, Tensor]:
 
     Returns:
         int64 `tokens` [batch, length], `segments` where there are any, `lengths` [batch]; `read` [reads]: places
-        counted through all rows.
+        counted through all rows; of an ELMo's words int16 `characters` [batch, length, longest_word].
     """
     lengths = [len(example["tokens"]) for example in examples]
     width = max(lengths)
@@ -124,6 +159,10 @@ def collate(examples: Sequence[Example]) -> dict[str, Tensor]:
         for row, example in enumerate(examples):
             if name in example:
                 rows[row, : lengths[row]] = example[name]
+    if "characters" in examples[0]:
+        batch["characters"] = np.full((*batch["tokens"].shape, examples[0]["characters"].shape[1]), PADDING, np.int16)
+        for row, example in enumerate(examples):
+            batch["characters"][row, : lengths[row]] = example["characters"]
     batch["lengths"] = np.array(lengths)
     batch["read"] = np.concatenate([row * width + example["read"] for row, example in enumerate(examples)])
     return {name: torch.from_numpy(array) for name, array in batch.items()}

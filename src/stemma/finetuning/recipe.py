@@ -79,6 +79,18 @@ FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
             "schedule": {"name": "linear", "warmup": 0.1},
         }
     },
+    # Peters et al. 2018, section 3.3: the biLM is frozen, its mix gets dropout.
+    "elmo": {
+        "training": {
+            "learning_rate": 1e-3,
+            "batch": 32,
+            "epochs": 5,
+            "betas": [0.9, 0.999],
+            "weight_decay": 0.0,
+            "schedule": {"name": "linear", "warmup": 0.05},
+        },
+        "task": {"frozen": True, "dropout": 0.5},
+    },
 }
 # Models that are much smaller than the published ones want larger rates.
 SMALL_MODEL, SMALL_MODEL_RATE = 30_000_000, 3e-4
@@ -107,7 +119,8 @@ class TaskRecipe(Section):
         language_model: of a GPT with an output layer: weight of the language model's own loss.
         label_gain: of an LSTM that classifies texts: in training the label is predicted at every token of a text (see
             `classification.LabelGain`).
-        dropout: before the output layer. label_smoothing: share of each target, of classes, options or words, that is
+        dropout: before the output layer. frozen: of a model with an output layer: its own weights stay as they are.
+        label_smoothing: share of each target, of classes, options or words, that is
             spread evenly over all of them in training (Szegedy et al. 2016, section 7).
         beams, length_penalty: of what is written: more than one beam searches the likeliest text.
     """
@@ -120,6 +133,7 @@ class TaskRecipe(Section):
     language_model: float = Field(default=0.0, ge=0)
     label_gain: bool = False
     dropout: float = Field(default=0.1, ge=0, lt=1)
+    frozen: bool = False
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     beams: int = Field(default=1, gt=0)
     length_penalty: float = 1.0

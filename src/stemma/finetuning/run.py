@@ -14,16 +14,16 @@ from stemma import families
 from stemma.data.content_hashes import digest
 from stemma.data.labelled import LabelledData, leakage
 from stemma.data.shuffled_by_length import ShuffledByLength
-from stemma.data.tokenizers import Tokenizer, load_tokenizer
+from stemma.data.tokenizers import Tokenizer
 from stemma.errors import InputError, closest
-from stemma.families.directory import read_config, resolve
+from stemma.families.directory import resolve
 from stemma.files import write_whole
 from stemma.finetuning.adapted import adapt
 from stemma.finetuning.checkpoint import TaskDescription, load_finetuned, save_finetuned, shape_of_head
 from stemma.finetuning.heads import WithHead
 from stemma.finetuning.measuring import majority, measure, signatures
 from stemma.finetuning.objectives import formulation_of, objective_of, smoothed, with_label_gain
-from stemma.finetuning.reading import prepared
+from stemma.finetuning.reading import prepared, tokenizer_of
 from stemma.finetuning.recipe import DECISIVE, WRITTEN, FineTuningRecipe, read_recipe
 from stemma.finetuning.task_data import hold_out, read_examples, selected
 from stemma.training.batches import derived_seed
@@ -139,10 +139,11 @@ def build(recipe: FineTuningRecipe, train: LabelledData) -> tuple[Any, Tokenizer
     if recipe.initialize and recipe.lora is not None:
         raise InputError("lora: adapts pretrained weights, and initialize=true forgets them; expected one of the two")
     directory = resolve(recipe.model)
-    model, tokenizer = families.load(directory, dtype=torch.float32), load_tokenizer(directory)
+    model: Any = families.load(directory, dtype=torch.float32)
+    tokenizer = tokenizer_of(model, directory)
     torch.manual_seed(derived_seed(recipe.seed))
     if recipe.initialize:
-        model.initialize()  # type: ignore[operator]
+        model.initialize()
     model, tokenizer = prepared(model, tokenizer)
     task = recipe.task
     formulation = formulation_of(model, task)
@@ -174,7 +175,13 @@ def build(recipe: FineTuningRecipe, train: LabelledData) -> tuple[Any, Tokenizer
         objective = with_label_gain(objective, model, description)
     if formulation == "head":
         model = WithHead(model, *shape_of_head(description), dropout=task.dropout)
+        if task.frozen:
+            model.freeze()
+    elif task.frozen:
+        raise InputError(f"task.frozen: only an output layer can be trained alone, and this is '{formulation}'")
     if recipe.lora is not None:
+        if task.frozen:
+            raise InputError("task.frozen: adapters change the backbone; expected one of lora and task.frozen")
         adapt(model, recipe.lora)
     return model, tokenizer, objective, description
 
@@ -197,10 +204,10 @@ def family_and_size(model: str) -> tuple[str, int]:
     Raises:
         InputError: no such checkpoint.
     """
-    directory = resolve(model)
-    branch = families.family(read_config(directory)["model_type"])
+    loaded = families.load(model)
+    branch = families.family_of(loaded)
     name = next(name for name, other in families.FAMILIES.items() if other is branch)
-    return name, sum(parameter.numel() for parameter in families.load(directory).parameters())
+    return name, sum(parameter.numel() for parameter in loaded.parameters())
 
 
 def _require_metric(
@@ -259,6 +266,7 @@ def _summary(recipe: FineTuningRecipe, splits: Splits, model: Any, task: TaskDes
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     adapters = f" ({trained:,} trained: LoRA of rank {recipe.lora.rank})" if recipe.lora is not None else ""
+    adapters = f" ({trained:,} trained: its states are features)" if recipe.task.frozen else adapters
     start = ", from random weights" if recipe.initialize else ""
     training = recipe.training
     lines.append(

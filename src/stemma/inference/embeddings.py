@@ -12,6 +12,7 @@ from torch import Tensor
 from stemma.errors import InputError
 from stemma.families.bert.model import BERT
 from stemma.families.bert.tokens import frame_and_mask
+from stemma.families.elmo.model import ELMo
 from stemma.families.glm.model import GLM
 from stemma.families.glm.tokens import GLMTokens
 from stemma.families.gpt.model import GPT
@@ -19,6 +20,7 @@ from stemma.families.lstm.model import LSTM
 from stemma.families.mistral.model import Mistral
 from stemma.families.t5.model import T5
 from stemma.families.transformer.model import Transformer
+from stemma.inference.word_states import embed_sentences
 from stemma.layers.masks import Mask
 
 if TYPE_CHECKING:
@@ -28,7 +30,9 @@ Pooling = Literal["mean", "cls", "max"]
 
 
 def embed(model: Any, tokenizer: "Tokenizer", texts: Sequence[str], **options: Any) -> np.ndarray:
-    """Return float32 [texts, hidden]; options as in `embed_tokens`."""
+    """Return float32 [texts, hidden]; options as in `embed_tokens`, of an ELMo as in `embed_sentences`."""
+    if isinstance(model, ELMo):  # which reads words as they are written
+        return embed_sentences(model, [text.split() for text in texts], **options)
     return embed_tokens(model, tokenizer, tokenizer.encode_batch(texts), **options)
 
 

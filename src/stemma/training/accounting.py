@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from stemma.training.held_out import Evaluation
+from stemma.training.objective import means
 
 
 @dataclass
@@ -76,15 +77,12 @@ class Progress:
         values: dict[str, Any] = {"tokens": self.tokens, "seconds": round(self.seconds, 3)}
         if self.skipped:
             values["skipped"] = self.skipped
-        steps, targets = window.pop("steps", 0), window.pop("targets", 0)
+        steps = window.pop("steps", 0)
         if steps:
             values["loss"] = window["loss"] / steps
             values["gradient_norm"] = window["gradient_norm"] / steps
-        units = {name: name.partition("/")[2] for name in window}
-        extra = window.keys() - {"loss", "gradient_norm", "nll", "tokens", "seconds"} - set(units.values())
-        for name in sorted(extra):
-            values[name.partition("/")[0]] = window[name] / max(window[units[name]] if units[name] else targets, 1)
-        return values
+        own = ("loss", "gradient_norm", "tokens", "seconds")
+        return values | means({name: value for name, value in window.items() if name not in own})
 
     def _add(self, name: str, value: float) -> None:
         self.window[name] = self.window.get(name, 0.0) + value

@@ -28,6 +28,7 @@ FROM_TOKENIZER: dict[str, Callable[[Tokenizer], Any]] = {
     "bert_tokens": BERTTokens.of,
     "glm_tokens": GLMTokens.of,
     "sentinels": sentinel_ids,
+    "words": lambda tokenizer: tuple(tokenizer.token(index) for index in range(tokenizer.vocabulary)),
 }
 
 

@@ -98,8 +98,8 @@ def joined_workers(kind: str = "cpu", local: int = 0) -> Workers:
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """Return the repeated blocks of a model: the members of its outermost `ModuleList`s."""
-    if isinstance(model, nn.ModuleList):
+    """Return the repeated blocks of a model: the members of its outermost `ModuleList`s, or of those inside them."""
+    if isinstance(model, nn.ModuleList) and not all(isinstance(child, nn.ModuleList) for child in model):
         return list(model)
     return [block for child in model.children() for block in blocks_of(child)]
 

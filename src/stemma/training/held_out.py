@@ -12,7 +12,7 @@ from torch import nn
 
 from stemma.data.tokenized_corpus import TokenizedSplit
 from stemma.training.distributed import Workers, release
-from stemma.training.objective import Batch, HeldOut, LossModule, Measured
+from stemma.training.objective import Batch, HeldOut, LossModule, Measured, means
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Evaluation:
             can be compared between tokenizers; None where the objective is no likelihood of the text.
         targets: number of tokens (of a fine-tuned task: examples) scored.
         metrics, score: of a fine-tuned task, see `objective.Measurement`.
+        parts: the objective's other sums, as means (see `objective.means`).
     """
 
     loss: float
@@ -33,6 +34,7 @@ class Evaluation:
     targets: int
     metrics: dict[str, float] | None = None
     score: float | None = None
+    parts: dict[str, float] | None = None
 
 
 @torch.no_grad()
@@ -47,18 +49,18 @@ def evaluate(
     loss_module.eval()
     if isinstance(held_out, Measured):
         return _measured(loss_module, held_out, precision)
-    sums = {"nll": 0.0, "targets": 0.0}
+    sums: dict[str, float] = {"nll": 0.0, "targets": 0.0}
     with precision:
         for batch, counted in _share(held_out.batches(), workers):
             _, metrics = loss_module({name: tensor.to(workers.device) for name, tensor in batch.items()})
-            if counted:
-                sums = {name: sums[name] + float(metrics[name]) for name in sums}
+            for name, value in metrics.items():
+                sums[name] = sums.get(name, 0.0) + float(value) * counted
     release(loss_module)
     loss_module.train()
     sums = workers.sum(sums)
     loss = sums["nll"] / max(sums["targets"], 1)
     bits = None if not held_out.bytes else sums["nll"] / (math.log(2) * held_out.bytes)
-    return Evaluation(loss, math.exp(min(loss, 700.0)), bits, int(sums["targets"]))
+    return Evaluation(loss, math.exp(min(loss, 700.0)), bits, int(sums["targets"]), parts=means(sums) or None)
 
 
 def _measured(loss_module: nn.Module, held_out: Measured, precision: AbstractContextManager[None]) -> Evaluation:

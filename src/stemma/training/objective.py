@@ -41,6 +41,13 @@ class Objective(Protocol):
         ...
 
 
+def means(sums: Mapping[str, float]) -> dict[str, float]:
+    """Return what an objective reports beside its likelihood as means: over the targets, or over what a name says."""
+    units = {name: name.partition("/")[2] or "targets" for name in sums}
+    extra = sums.keys() - {"nll", *units.values()}
+    return {name.partition("/")[0]: sums[name] / max(sums.get(units[name], 0), 1) for name in sorted(extra)}
+
+
 class Sequences(Protocol):
     """Training data by number: the same number always gives the same sequence, epoch after epoch.
 

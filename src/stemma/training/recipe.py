@@ -28,7 +28,7 @@ class TokenizerRecipe(Section):
     """A published tokenizer (`path`: folder, file or hub id), or one trained on the corpus's training split."""
 
     path: str | None = None
-    kind: Literal["bpe", "wordpiece", "unigram", "word"] = "bpe"
+    kind: Literal["bpe", "wordpiece", "unigram", "word", "elmo"] = "bpe"
     vocabulary: int = Field(default=8192, ge=257)
 
 
@@ -84,7 +84,8 @@ class TrainingRecipe(Section):
         length: tokens per sequence; default: the model's context.
         learning_rate: peak; on the command line also `training.lr`. layer_decay: what each layer's rate is multiplied
             by from the output down (see layer_decay.py); null: all have the same.
-        optimizer: "adamw", or T5's "adafactor" (see adafactor.py), whose rate is relative to the size of the weights.
+        optimizer: "adamw"; T5's "adafactor" (see adafactor.py), whose rate is relative to the size of the weights; or
+            ELMo's "adagrad", in which `accumulator` is what the sums of squared gradients begin with.
         betas, epsilon, weight_decay: of AdamW. bias_correction: of its averages; BERT was trained without.
         clip: largest norm of the gradient; null: no clipping.
         ema: decay per update of an exponential moving average of the weights, which is then what is evaluated and
@@ -101,7 +102,8 @@ class TrainingRecipe(Section):
     length: int | None = Field(default=None, gt=0)
     learning_rate: float = Field(gt=0)
     layer_decay: float | None = Field(default=None, gt=0, le=1)
-    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    optimizer: Literal["adamw", "adafactor", "adagrad"] = "adamw"
+    accumulator: float = Field(default=0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
     epsilon: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)

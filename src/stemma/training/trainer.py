@@ -389,10 +389,13 @@ class Trainer:
 
 
 def _optimizer(model: nn.Module, training: TrainingRecipe) -> torch.optim.Optimizer:
-    if training.optimizer == "adafactor":
+    if training.optimizer != "adamw":
         rates = by_rate(model, training.layer_decay)
         groups = [{"params": parameters, "scale": scale} for scale, parameters in rates]
-        return Adafactor(groups, learning_rate=training.learning_rate)
+        if training.optimizer == "adafactor":
+            return Adafactor(groups, learning_rate=training.learning_rate)
+        start = training.accumulator
+        return torch.optim.Adagrad(groups, lr=training.learning_rate, initial_accumulator_value=start)
     return adamw(
         model,
         learning_rate=training.learning_rate,
@@ -405,7 +408,7 @@ def _optimizer(model: nn.Module, training: TrainingRecipe) -> torch.optim.Optimi
 
 
 def _numbers(result: Evaluation) -> dict[str, float]:
-    values = {**asdict(result), **(result.metrics or {})}
+    values = {**asdict(result), **(result.metrics or {}), **(result.parts or {})}
     return {f"held_out_{name}": value for name, value in values.items() if isinstance(value, int | float)}
 
 
@@ -416,4 +419,5 @@ def _in_words(step: int, result: Evaluation, improved: bool) -> str:
     words += [f"{name.replace('_', ' ')} {value:.4f}" for name, value in (result.metrics or {}).items()]
     if result.bits_per_byte is not None:
         words.append(f"{result.bits_per_byte:.4f} bits per byte")
+    words += [f"{name.replace('_', ' ')} {value:.4f}" for name, value in (result.parts or {}).items() if "loss" in name]
     return "  ".join([*words, *["best so far"] * improved])
