@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from stemma.errors import InputError
-from stemma.insights import compare as module
 from stemma.insights import experiments
 from stemma.insights.arms import Scale
 from stemma.insights.compare import compare, recipes
 from stemma.insights.experiments import Observer
+from stemma.insights.labels import divide_labelled, labelled
 from stemma.insights.plan import Plan
 
 WORDS = ("amber", "birch", "cedar", "dune", "elm", "fern", "gorse", "heath", "iris", "kelp", "moss", "oak", "reed")
@@ -111,7 +111,11 @@ def test_what_comes_out(whole: tuple[Path, dict[str, Any], list[Any]], plan: Pla
 
 def test_the_labelled_texts_are_divided(plan: Plan, tmp_path: Path) -> None:
     """Each text in one part, and both labels in what is trained on, though the table has one after the other."""
-    module._shared_labels(plan, tmp_path)
+    divide_labelled(
+        labelled(str(plan.labels), text=plan.label_text, label=plan.label_column, each=96),
+        tmp_path,
+        examples=plan.examples,
+    )
     parts = {}
     for name in ("train", "dev", "test"):
         lines = (tmp_path / f"labels-{name}.jsonl").read_text(encoding="utf-8").splitlines()
@@ -140,7 +144,8 @@ def test_a_rare_label_is_learned_or_left_out(plan: Plan, tmp_path: Path) -> None
     labels = ["common"] * 60 + [f"rare-{number}" for number in range(12)]
     with (tmp_path / "labels.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["review", "verdict"], *([f"text {i}", name] for i, name in enumerate(labels))])
-    module._shared_labels(replace(plan, labels=str(tmp_path / "labels.csv"), examples=3), tmp_path)
+    table = labelled(str(tmp_path / "labels.csv"), text="review", label="verdict", each=96)
+    divide_labelled(table, tmp_path, examples=3)
     found = {
         name: [json.loads(line)["label"] for line in (tmp_path / f"labels-{name}.jsonl").read_text().splitlines()]
         for name in ("train", "dev", "test")

@@ -18,27 +18,23 @@ from pathlib import Path
 from typing import Any
 
 from stemma import families
-from stemma.data.content_hashes import digest
-from stemma.data.labelled import LabelledData, read_labelled, split_by_hash
 from stemma.data.shards import prepare
 from stemma.data.tokenizers import Tokenizer, load_tokenizer
 from stemma.errors import InputError
-from stemma.files import cache_directory, write_whole
+from stemma.files import cache_directory
 from stemma.finetuning.recipe import build_recipe
 from stemma.finetuning.run import finetune
 from stemma.insights.arms import ARMS, common_tokenizer, configurations, count_parameters, recipe_of
 from stemma.insights.experiments import PLAN, Observer, claim, run_missing, write_results
+from stemma.insights.labels import PARTS, divide_labelled, labelled, part_of
 from stemma.insights.measures import measure_model
 from stemma.insights.passages import draw_passages
 from stemma.insights.plan import Plan
-from stemma.insights.python_labels import python_labels
 from stemma.insights.workers import Interrupted, Report, Reporter
 from stemma.training.pretrain import find_tokenizer, pretrain
 from stemma.training.recipe import Recipe
 
 REPORT = "report.html"
-
-_TEST, _DEV = 0.4, 0.1  # shares of the labelled examples
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,9 @@ def compare(plan: Plan, out: Path, *, workers: int = 2, observer: Observer | Non
     new = claim(out, json.loads(json.dumps(asdict(plan))))
     try:
         tokenizer = _shared_tokenizer(plan, out, cache, observer)
-        _shared_labels(plan, out)
+        if plan.labels is not None and not part_of(out, "test").is_file():
+            table = labelled(plan.labels, text=plan.label_text, label=plan.label_column, each=96)
+            divide_labelled(table, out, examples=plan.examples)
     except InputError:
         if new:  # so that the same directory can be given with what is wrong put right
             shutil.rmtree(out / "tokenizer", ignore_errors=True)
@@ -130,7 +128,7 @@ def _finetuned(job: Job, folder: Path, stage: str, initialize: bool, display: Re
     family = "bert" if arm.family == "unilm" else arm.family
     given: dict[str, Any] = {
         "model": str(folder / "pretrained"),
-        "data": {name: str(Path(job.out) / f"labels-{name}.jsonl") for name in ("train", "dev", "test")},
+        "data": {name: str(part_of(Path(job.out), name)) for name in PARTS},
         "initialize": initialize,
         "seed": job.seed,
         "training": {"learning_rate": 1e-3, "batch": 8, "epochs": plan.epochs, "weight_decay": 0.01},
@@ -152,7 +150,7 @@ def _finetuned(job: Job, folder: Path, stage: str, initialize: bool, display: Re
 
 
 def _label_names(job: Job) -> list[str]:
-    rows = (Path(job.out) / "labels-train.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = part_of(Path(job.out), "train").read_text(encoding="utf-8").splitlines()
     return sorted({json.loads(row)["label"] for row in rows})
 
 
@@ -194,41 +192,6 @@ def _shared_tokenizer(plan: Plan, out: Path, cache: Path, observer: Observer) ->
         draw_passages(corpus.held_out, 1, tokens)  # what cannot be measured fails before anything is trained
     observer.say(f"text       {plan.text}: {corpus.summary}")
     return tokenizer
-
-
-def _shared_labels(plan: Plan, out: Path) -> None:
-    """Divide the labelled texts into files for training, for choosing the best weights and for testing."""
-    if plan.labels is None or (out / "labels-test.jsonl").is_file():
-        return
-    if plan.labels == "python":
-        data = python_labels(each=96)
-    else:
-        table = read_labelled(Path(plan.labels), text=plan.label_text, label=plan.label_column)
-        # Tables are often sorted by label.
-        data = _selected(table, sorted(range(len(table)), key=lambda index: digest([*table.texts[index]])))
-    rest, test = split_by_hash(data, _TEST, seed=1)
-    train, dev = split_by_hash(rest, _DEV / (1 - _TEST), seed=2)
-    # The first ones, and among them one of each label; a label that is not in the rest cannot be learned.
-    firsts = {label: index for index, label in reversed(list(enumerate(train.labels)))}
-    others = [index for index in range(len(train)) if index not in firsts.values()]
-    train = _selected(train, sorted([*firsts.values(), *others[: max(plan.examples - len(firsts), 0)]]))
-    for name, part in (("train", train), ("dev", dev), ("test", test)):
-        known = [index for index, label in enumerate(part.labels) if label in firsts]
-        _write_labels(_selected(part, known), out / f"labels-{name}.jsonl")
-
-
-def _selected(data: LabelledData, indices: Sequence[int]) -> LabelledData:
-    return LabelledData([data.texts[i] for i in indices], [data.labels[i] for i in indices], data.label_names)
-
-
-def _write_labels(data: LabelledData, path: Path) -> None:
-    names = data.label_names
-    lines = [
-        json.dumps({"text": texts[0], "label": names[int(label)]})
-        for texts, label in zip(data.texts, data.labels, strict=True)
-    ]
-    with write_whole(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _parameters(plan: Plan, tokenizer: Tokenizer) -> dict[str, int]:

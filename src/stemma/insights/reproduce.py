@@ -14,10 +14,12 @@ from typing import Any
 from stemma.errors import InputError
 from stemma.files import write_whole
 from stemma.insights import (
+    contextual_vectors,
     encoder_decoder_parameters,
     glm_competitive,
     glm_positions,
     glm_shuffling,
+    lineage,
     mixture_of_experts,
     rolling_cache,
     sliding_window,
@@ -42,6 +44,8 @@ CLAIMS: dict[str, Claim] = {
         sliding_window,
         rolling_cache,
         mixture_of_experts,
+        lineage,
+        contextual_vectors,
     )
 }
 VERDICT, REPORT = "verdict.json", "report.html"
