@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from stemma.alignment.reading import Sample
+from stemma.data.readers import check_unicode
 from stemma.data.special_texts import special_finder, unspecial
 from stemma.data.tokenizers import Tokenizer
 from stemma.errors import InputError
@@ -156,10 +157,10 @@ class Renderer:
 
 
 def checked_messages(value: Any, origin: str) -> list[Message]:
-    """Return a conversation as a data file has it.
+    """Return a list of messages as it is.
 
     Raises:
-        InputError: it is no list of messages with a role and a text.
+        InputError: it is none, or one has no role or no text.
     """
     if not isinstance(value, list) or not value:
         raise InputError(f"{origin}: expected a list of messages, found {str(value)[:40]!r}")
@@ -167,4 +168,5 @@ def checked_messages(value: Any, origin: str) -> list[Message]:
         texts = [message.get(key) for key in ("role", "content")] if isinstance(message, dict) else [None]
         if not all(isinstance(text, str) for text in texts):
             raise InputError(f'{origin}: a message is {str(message)[:60]!r}, expected {{"role": ..., "content": ...}}')
+        check_unicode(message["content"], origin)
     return value

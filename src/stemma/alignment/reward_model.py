@@ -71,26 +71,24 @@ class RewardModel(nn.Module):
     @torch.no_grad()
     def score(self, samples: Sequence[Sample], batch: int = 64) -> Tensor:
         """Return the reward of each sample, float32 [samples] on the CPU, whatever else is in its batch."""
-        device = self.head.weight.device
+        device, training = self.head.weight.device, self.training
+        self.eval()
         order = sorted(range(len(samples)), key=lambda number: len(samples[number]))
         scores = torch.zeros(len(samples))
         for start in range(0, len(order), batch):
             numbers = order[start : start + batch]
             scores[numbers] = self(self.reading.batch([samples[number] for number in numbers], device)).cpu()
+        self.train(training)
         return scores
 
-    @torch.no_grad()
-    def shift(self, mean: float, std: float = 1.0) -> None:
-        """Change the head so that what was `mean` becomes 0, and what differed by `std` differs by 1."""
-        self.head.weight.div_(std)
-        self.head.bias.sub_(mean).div_(std)
-
-    def save(self, tokenizer: Tokenizer, directory: str | Path) -> None:
+    def save(self, tokenizer: Tokenizer, directory: str | Path, *, centre: float = 0.0) -> None:
         """Write a directory that `load_reward_model` reads, and transformers where it has such a class.
 
         These are OpenAIGPT-, GPT2-, Mistral- and MixtralForSequenceClassification, with one label. They have no bias:
         it stands in reward.json, and what they give is less by it. They take the last token that is no padding.
 
+        Args:
+            centre: the reward that is written as 0.
         Raises:
             OSError: it could not be written; what was there is untouched.
         """
@@ -108,7 +106,7 @@ class RewardModel(nn.Module):
         }
         with replace_checkpoint(Path(directory)) as staging:
             write_json(staging / "config.json", config)
-            write_json(staging / REWARD, {"bias": float(self.head.bias.detach())})
+            write_json(staging / REWARD, {"bias": float(self.head.bias.detach()) - centre})
             write_weights(chain(tensors, [("score.weight", self.head.weight)]), staging)
             tokenizer.save(staging)
 
