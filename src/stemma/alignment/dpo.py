@@ -194,7 +194,7 @@ def optimise(
             overwrite=overwrite,
             display=shown,
             summary=[
-                *describe_comparisons(data.train, encoded[0][1], encoded[1][1], files, encoded[0][2]),
+                *describe_comparisons(data.train, encoded[0][1], encoded[1][1], files[0], encoded[0][2]),
                 describe_model(recipe, pupil.model),
             ],
             prepare=prepare,

@@ -18,27 +18,27 @@ from stemma.alignment.conversations import Renderer
 from stemma.alignment.reading import Batch, CausalReading, Reading
 
 
-def ranking_loss(scores: Tensor, pairs: Tensor, weights: Tensor) -> Tensor:
-    """Return the sum of -weight * log sigmoid(score of the better - score of the worse) over pairs.
+def ranking_loss(scores: Tensor, pairs: Tensor, sizes: Tensor) -> Tensor:
+    """Return the sum over prompts of the mean over pairs of -log sigmoid(score of the better - score of the worse).
 
     Args:
         scores: float [responses]. pairs: int64 [pairs, 2], numbers of the better and the worse response.
-        weights: float [pairs]: 1 / (pairs of the prompt) makes each prompt's loss the mean over its pairs.
+        sizes: int64 [pairs]: how many pairs there are of each one's prompt.
     """
     better, worse = scores[pairs[:, 0]], scores[pairs[:, 1]]
-    return -(weights * F.logsigmoid(better - worse)).sum()
+    return -(F.logsigmoid(better - worse) / sizes).sum()
 
 
 def numbered_pairs(examples: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor]:
-    """Return `pairs`, counted through all responses of the examples, and `weights` of `ranking_loss`."""
+    """Return `pairs`, counted through all responses of the examples, and `sizes` of `ranking_loss`."""
     pairs: list[Pair] = []
-    weights: list[float] = []
+    sizes: list[int] = []
     first = 0
     for example in examples:
         pairs += [(first + better, first + worse) for better, worse in example["pairs"]]
-        weights += [1 / len(example["pairs"])] * len(example["pairs"])
+        sizes += [len(example["pairs"])] * len(example["pairs"])
         first += len(example["texts"])
-    return torch.tensor(pairs), torch.tensor(weights)
+    return torch.tensor(pairs), torch.tensor(sizes)
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ class Ranking:
         return tokens
 
     def collate(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """Return what `Reading.collate` makes of all responses; `pairs` and `weights` of `ranking_loss`; and `prompts`
+        """Return what `Reading.collate` makes of all responses; `pairs` and `sizes` of `ranking_loss`; and `prompts`
         [examples], how many responses each has."""
-        pairs, weights = numbered_pairs(examples)
+        pairs, sizes = numbered_pairs(examples)
         return {
             **self.reading.collate([text for example in examples for text in example["texts"]]),
             "pairs": pairs,
-            "weights": weights,
+            "sizes": sizes,
             "prompts": torch.tensor([len(example["texts"]) for example in examples]),
         }
 
@@ -72,7 +72,7 @@ class Ranking:
         """Return this batch's share of the update's loss, and sums to report."""
         counts, pairs = self.counts(batch), batch["pairs"]
         scores = model(batch)
-        nll = ranking_loss(scores, pairs, batch["weights"])
+        nll = ranking_loss(scores, pairs, batch["sizes"])
         right = (scores[pairs[:, 0]] > scores[pairs[:, 1]]).sum()
         sums: dict[str, Tensor | float] = {"nll": nll.detach(), **counts, "accuracy/pairs": right, "pairs": len(pairs)}
         return nll / max((totals or counts)["targets"], 1), sums

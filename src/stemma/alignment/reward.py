@@ -95,7 +95,7 @@ def train_reward_model(
             overwrite=overwrite,
             display=shown,
             summary=[
-                *describe_comparisons(data.train, comparisons, judged, files, long),
+                *describe_comparisons(data.train, comparisons, judged, files[0], long),
                 describe_model(recipe, model),
             ],
         )
@@ -118,7 +118,7 @@ def rewards_of(model: RewardModel, objective: Ranking, examples: Sequence[Any], 
 
 
 def describe_comparisons(
-    path: str, learned: Sequence[Comparison], judged: Sequence[Comparison], files: Sequence[Comparisons], long: int
+    path: str, learned: Sequence[Comparison], judged: Sequence[Comparison], file: Comparisons, long: int
 ) -> list[str]:
     """Return lines that say what is compared, and what is not."""
     pairs = [sum(len(comparison.pairs) for comparison in part) for part in (learned, judged)]
@@ -127,8 +127,8 @@ def describe_comparisons(
         f"{len(judged):,} held out"
     ]
     reasons = {
-        "of the same rank or alike": sum(one.ties for one in files),
-        "about different prompts": sum(one.apart for one in files),
+        "of the same rank or alike": file.ties,
+        "about different prompts": file.apart,
         "too long (data.longest)": long,
     }
     found = [f"{count:,} {reason}" for reason, count in reasons.items() if count]
