@@ -216,12 +216,23 @@ def test_what_is_wrong_is_one_line(run, data, tmp_path):
         (("dpo", model, "--beta", "0", "--train", pairs), "objective.beta"),
         (("score", model, pairs), "no tensor 'score.weight'|'response'"),
         (("score", model), "nothing to score"),
+        (("score", model, "--prompt", "a"), "nothing to score"),
         (("ppp",), "no verb 'ppp'"),
     ]
     for arguments, message in wrong:
         extra = () if arguments[0] in ("score", "ppp") else ("--out", tmp_path / "wrong")
         code, _, error = run(*arguments, *extra)
         assert code == 2 and error.count("\n") == 1 and re.search(message, error), (arguments, error)
+
+
+def test_one_process_on_a_device_that_is_there(run, data, tmp_path, monkeypatch):
+    arguments = ("sft", directory_of("gpt", tmp_path), "--train", data("demonstrations"), "--out", tmp_path / "out")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    code, _, error = run(*arguments, "--dev", 0.3, "execution.device=cuda")
+    assert code == 2 and "finds no GPU" in error
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, error = run(*arguments, "--dev", 0.3)
+    assert code == 2 and "in one process" in error
 
 
 def test_a_broken_run_is_one_line_and_exit_code_1(run, data, tmp_path, monkeypatch):

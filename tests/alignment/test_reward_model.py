@@ -164,7 +164,7 @@ def test_a_response_is_read_once_however_many_pairs_it_is_in():
     loss, sums = objective.loss(reward, batch)
     scores = reward.score([renderer.sample(one.prompt, text) for one in kept for text in one.responses])
     expected = (brute(scores[:3].tolist(), [1, 2, 3]) + brute(scores[3:].tolist(), [2, 1])) / 2
-    assert float(loss) == pytest.approx(expected, abs=1e-6) and sums["targets"] == 2 and sums["pairs"] == 4
+    assert loss.item() == pytest.approx(expected, abs=1e-6) and sums["targets"] == 2 and sums["pairs"] == 4
     right = sum(bool(scores[a] > scores[b]) for a, b in ((0, 1), (0, 2), (1, 2), (4, 3)))
     assert int(sums["accuracy/pairs"]) == right
 

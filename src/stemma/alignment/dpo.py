@@ -30,6 +30,7 @@ from stemma.alignment.stage import (
     load_pupil,
     save_language_model,
     train,
+    workplace,
     write_results,
 )
 from stemma.data.content_hashes import digest
@@ -37,10 +38,9 @@ from stemma.errors import InputError
 from stemma.files import write_whole
 from stemma.finetuning.in_batches import in_batches
 from stemma.layers.token_log_probabilities import token_log_probabilities
-from stemma.training.hardware import prepare_processor
+from stemma.training.hardware import choose_precision, prepare_processor
 from stemma.training.objective import Display, Measurement
 from stemma.training.progress import Silent
-from stemma.training.run_directory import locked
 from stemma.training.trainer import Outcome
 
 REFERENCE = "reference.safetensors"
@@ -164,8 +164,8 @@ def optimise(
         return files[-1].prompts
 
     parts = read_parts(data.train, data.dev, read, lambda comparison: key_of(comparison.prompt))
-    with locked(out):
-        pupil, options = load_pupil(recipe), recipe.objective
+    with workplace(out, recipe) as workers:
+        pupil, options = load_pupil(recipe, workers.device), recipe.objective
         objective = Preferences(pupil.reading, options.beta, options.loss, options.label_smoothing)
         encoded = [ranking.encode(part, pupil.renderer, pupil.reading) for part in parts]
         learned, held_out = (in_pairs(examples) for examples, _, _ in encoded)
@@ -178,7 +178,9 @@ def optimise(
             return measure_preferences(model, objective, held_out, recipe.training.batch)
 
         def prepare() -> None:
-            refer(pupil.model, objective, [*learned, *held_out], out / REFERENCE, recipe.training.batch, shown)
+            precision = choose_precision(recipe.execution.precision, workers.device)
+            with torch.autocast(workers.device.type, precision, enabled=precision != torch.float32):
+                refer(pupil.model, objective, [*learned, *held_out], out / REFERENCE, recipe.training.batch, shown)
 
         adapt(pupil.model, recipe)
         outcome = train(
@@ -193,6 +195,7 @@ def optimise(
             fingerprints={"data": content, "tokenizer": pupil.tokenizer.fingerprint},
             overwrite=overwrite,
             display=shown,
+            workers=workers,
             summary=[
                 *describe_comparisons(data.train, encoded[0][1], encoded[1][1], files[0], encoded[0][2]),
                 describe_model(recipe, pupil.model),

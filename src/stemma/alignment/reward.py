@@ -16,7 +16,7 @@ from stemma.alignment.reading import Sample
 from stemma.alignment.recipe import DialogueRecipe, RewardRecipe
 from stemma.alignment.reward_model import RewardModel, load_reward_model
 from stemma.alignment.reward_report import RewardReport, report
-from stemma.alignment.stage import Pupil, adapt, describe_model, load_pupil, train, write_results
+from stemma.alignment.stage import Pupil, adapt, describe_model, load_pupil, train, workplace, write_results
 from stemma.data.content_hashes import digest
 from stemma.errors import InputError
 from stemma.families.growth import with_vocabulary
@@ -24,7 +24,6 @@ from stemma.finetuning.in_batches import in_batches
 from stemma.training.hardware import prepare_processor
 from stemma.training.objective import Display, Measurement
 from stemma.training.progress import Silent
-from stemma.training.run_directory import locked
 from stemma.training.trainer import Outcome
 
 PADDING = "<|pad|>"
@@ -54,9 +53,9 @@ def train_reward_model(
         return files[-1].prompts
 
     parts = read_parts(data.train, data.dev, read, lambda comparison: key_of(comparison.prompt))
-    with locked(out):
-        pupil = _with_padding(load_pupil(recipe))
-        model = RewardModel(pupil.model, pupil.reading)
+    with workplace(out, recipe) as workers:
+        pupil = _with_padding(load_pupil(recipe, workers.device))
+        model = RewardModel(pupil.model, pupil.reading).to(workers.device)
         adapt(model, recipe, trainable=["head"])
         objective = Ranking(pupil.reading)
         learned, comparisons, long = ranking.encode(parts[0], pupil.renderer, pupil.reading)
@@ -94,6 +93,7 @@ def train_reward_model(
             },
             overwrite=overwrite,
             display=shown,
+            workers=workers,
             summary=[
                 *describe_comparisons(data.train, comparisons, judged, files[0], long),
                 describe_model(recipe, model),
@@ -101,7 +101,7 @@ def train_reward_model(
         )
         if outcome.reason == "interrupted":
             return outcome, None
-        final, _ = load_reward_model(out)
+        final, _ = load_reward_model(out, device=workers.device)
         rewards = rewards_of(final, objective, held_out, recipe.training.batch)
         found = report(judged, [scores.tolist() for scores in rewards])
         write_results(out, {"steps": outcome.progress.step, "held_out": found.as_dict()})

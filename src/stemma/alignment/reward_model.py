@@ -1,4 +1,4 @@
-"""A language model's trunk under a head that gives one number: the reward of a response, or the value of each state.
+"""A language model's trunk under a head that gives one number: the reward of a response.
 
 Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences", section 2.1, and OpenAI's code for the head's
 beginning; Ouyang et al. 2022, "Training language models to follow instructions with human feedback", section 3.5.
@@ -31,7 +31,13 @@ from stemma.layers.linear import Linear
 
 REWARD = "reward.json"
 
-_CLASSES = {"openai-gpt": "OpenAIGPT", "gpt2": "GPT2"}
+# transformers' classes that read a prompt and a response in a row.
+_CLASSES = {
+    "openai-gpt": "OpenAIGPTForSequenceClassification",
+    "gpt2": "GPT2ForSequenceClassification",
+    "mistral": "MistralForSequenceClassification",
+    "mixtral": "MixtralForSequenceClassification",
+}
 
 
 class RewardModel(nn.Module):
@@ -59,14 +65,9 @@ class RewardModel(nn.Module):
         """Return the reward of each sample, float32 [samples]: the head of the state at its last real token."""
         last = batch["reads"].cumsum(0) - 1
         places = {**batch, "places": batch["places"][last]}
-        return self.head(self.reading.states(self.trunk, places)).squeeze(1).float()
-
-    def values(self, batch: Batch) -> Tensor:
-        """Return what each state is worth before a token of the response is chosen, float32 [responses' tokens]."""
-        before = torch.ones_like(batch["places"], dtype=torch.bool)
-        before[batch["reads"].cumsum(0) - 1] = False
-        states = self.reading.states(self.trunk, {**batch, "places": batch["places"][before]})
-        return self.head(states).squeeze(1).float()
+        states = self.reading.states(self.trunk, places)
+        with torch.autocast(states.device.type, enabled=False):  # differences of rewards are small
+            return self.head(states.float()).squeeze(1)
 
     @torch.no_grad()
     def score(self, samples: Sequence[Sample], batch: int = 64) -> Tensor:
@@ -84,8 +85,8 @@ class RewardModel(nn.Module):
     def save(self, tokenizer: Tokenizer, directory: str | Path, *, centre: float = 0.0) -> None:
         """Write a directory that `load_reward_model` reads, and transformers where it has such a class.
 
-        These are OpenAIGPT-, GPT2-, Mistral- and MixtralForSequenceClassification, with one label. They have no bias:
-        it stands in reward.json, and what they give is less by it. They take the last token that is no padding.
+        GPT, Mistral and Mixtral are its ...ForSequenceClassification with one label. These have no bias: it stands in
+        reward.json, and what they give is less by it. They take the last token that is no padding.
 
         Args:
             centre: the reward that is written as 0.
@@ -96,9 +97,8 @@ class RewardModel(nn.Module):
         if not isinstance(self.trunk, T5):  # whose decoder's scale goes with its output matrix
             tensors = ((name, tensor) for name, tensor in tensors if not name.startswith("lm_head."))
             config |= {key: True for key in ("tie_word_embeddings",) if key in config}
-        name = _CLASSES.get(config["model_type"], type(self.trunk).__name__)
         config |= {
-            "architectures": [f"{name}ForSequenceClassification"],
+            "architectures": [_CLASSES.get(config["model_type"], f"{type(self.trunk).__name__}RewardModel")],
             "id2label": {"0": "reward"},
             "label2id": {"reward": 0},
             "pad_token_id": tokenizer.pad,

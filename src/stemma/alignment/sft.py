@@ -20,6 +20,7 @@ from stemma.alignment.stage import (
     load_pupil,
     save_language_model,
     train,
+    workplace,
     write_results,
 )
 from stemma.data.content_hashes import digest
@@ -29,7 +30,6 @@ from stemma.layers.cross_entropy import linear_cross_entropy
 from stemma.training.hardware import prepare_processor
 from stemma.training.objective import Display, Measurement
 from stemma.training.progress import Silent
-from stemma.training.run_directory import locked
 from stemma.training.trainer import Outcome
 
 
@@ -140,8 +140,8 @@ def tune(
     prepare_processor()
     shown, data = display or Silent(), recipe.data
     parts = read_parts(data.train, data.dev, lambda path: read_dialogues(path, data), _key)
-    with locked(out):
-        pupil = load_pupil(recipe)
+    with workplace(out, recipe) as workers:
+        pupil = load_pupil(recipe, workers.device)
         reading, loss_on = pupil.reading, recipe.objective.loss_on
         learned, held_out = (encode(part, pupil.renderer, reading, loss_on) for part in parts)
         adapt(pupil.model, recipe)
@@ -169,6 +169,7 @@ def tune(
             },
             overwrite=overwrite,
             display=shown,
+            workers=workers,
             summary=[
                 f"data       {data.train}: {texts}{lost if learned.cut or learned.dropped else ''}; "
                 f"{tokens:,} tokens are learned ({loss_on})",

@@ -2,7 +2,9 @@
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,16 +17,17 @@ from stemma.alignment.conversations import Renderer
 from stemma.alignment.reading import Reading, reading_of
 from stemma.alignment.recipe import DECISIVE, StageRecipe, read_recipe
 from stemma.data.tokenizers import Tokenizer, load_tokenizer
+from stemma.errors import InputError
 from stemma.families.directory import resolve
 from stemma.files import write_whole
 from stemma.finetuning.sequences import ShuffledByLength
 from stemma.inference.chat_template import ChatTemplate
 from stemma.training.batches import derived_seed
-from stemma.training.distributed import Workers
+from stemma.training.distributed import Workers, start_workers
 from stemma.training.lora import LoRAConfig, add_lora, lora_layers, merge_lora
 from stemma.training.objective import Display, Measured, Measurement
 from stemma.training.recipe import evaluated_each_epoch
-from stemma.training.run_directory import claim
+from stemma.training.run_directory import claim, locked
 from stemma.training.saving import holding
 from stemma.training.trainer import Outcome, Task, Trainer
 
@@ -43,14 +46,29 @@ class Pupil:
     renderer: Renderer
 
 
-def load_pupil(recipe: Any) -> Pupil:
+@contextmanager
+def workplace(out: Path, recipe: StageRecipe) -> Iterator[Workers]:
+    """Keep other processes from the directory of a run, and find the device that the recipe asks for.
+
+    Raises:
+        InputError: another process is at it, no such device, or several processes.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("alignment runs in one process; expected a start without torchrun")
+    if recipe.execution.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("execution.device: cuda, and PyTorch finds no GPU; expected auto or cpu")
+    with locked(out), start_workers(recipe.execution.device) as workers:
+        yield workers
+
+
+def load_pupil(recipe: Any, device: torch.device) -> Pupil:
     """Load the model of a stage's recipe, with its dropout; adapters are added later.
 
     Raises:
         InputError: no such model, one that writes no text, or a broken template.
     """
     directory = resolve(recipe.model)
-    model: Any = families.load(directory, dtype=torch.float32)
+    model: Any = families.load(directory, dtype=torch.float32, device=device)
     tokenizer = load_tokenizer(directory)
     torch.manual_seed(derived_seed(recipe.seed))
     if recipe.dropout is not None:
@@ -99,6 +117,7 @@ def train(
     overwrite: bool,
     display: Display,
     summary: Sequence[str],
+    workers: Workers,
     prepare: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Train in a directory that is locked, or go on where an earlier run stopped there.
@@ -143,7 +162,7 @@ def train(
         evaluated_each_epoch(recipe, task.steps, len(examples)),
         out,
         publish=publish,
-        workers=Workers(),
+        workers=workers,
         display=display,
         saved=saved,
     )

@@ -126,7 +126,9 @@ def score(
             help=f"{_DATA}. Rows have prompt and response, prompt and responses (a list), or messages.", metavar="FILE"
         ),
     ] = None,
-    prompt: Annotated[str, typer.Option(help="Column with the prompt; without FILE the prompt itself.")] = "prompt",
+    prompt: Annotated[
+        str | None, typer.Option(help="Column with the prompt, default: prompt; without FILE the prompt itself.")
+    ] = None,
     response: Annotated[
         list[str] | None,
         typer.Option(help="Column with the response; without FILE a response itself, once for each."),
@@ -153,12 +155,14 @@ def score(
     from stemma.training.hardware import prepare_processor
 
     if file is None:
-        if not response:
+        if prompt is None or not response:
             raise InputError("nothing to score: expected a FILE, or --prompt and --response with texts")
         rows = [Responses(prompt, response, {"prompt": prompt, "responses": response})]
     else:
         column = response[0] if response else "response"
-        rows = list(read_responses(file, prompt=prompt, response=column, responses=responses, messages=messages))
+        rows = list(
+            read_responses(file, prompt=prompt or "prompt", response=column, responses=responses, messages=messages)
+        )
         if not rows:
             raise InputError(f"{file}: no rows; expected at least one response")
     prepare_processor()
