@@ -93,6 +93,19 @@ def test_demonstrations_teach_every_family(run, data, tmp_path, family):
         assert (out / "chat_template.jinja").read_text() == DEFAULT_TEMPLATE
 
 
+def test_a_template_that_is_given_goes_with_the_model(run, data, tmp_path):
+    model, out = directory_of("gpt", tmp_path), tmp_path / "out"
+    template = "{% for message in messages %}[{{ message.content }}]{{ eos_token }}{% endfor %}"
+    (tmp_path / "own.jinja").write_text(template)
+    arguments = ("--train", data("messages"), "--dev", 0.3, "--template", tmp_path / "own.jinja")
+    code, _, error = run("sft", model, *FEW, *arguments, "--out", out)
+    assert code == 0, error
+    assert (out / "chat_template.jinja").read_text() == template
+    (tmp_path / "own.jinja").write_text("{% if %}")
+    code, _, error = run("sft", model, *FEW, *arguments, "--out", tmp_path / "other")
+    assert code == 2 and "own.jinja" in error
+
+
 def test_adapters_are_merged_and_nothing_else_is_trained(run, data, tmp_path):
     model, out = directory_of("gpt", tmp_path), tmp_path / "out"
     code, printed, error = run(
@@ -210,9 +223,9 @@ def test_what_is_wrong_is_one_line(run, data, tmp_path):
         (("reward", model, "--train", data("demonstrations")), "'chosen'"),
         (
             ("reward", model, "data.longest=5", "--train", pairs, "--dev", pairs),
-            "no comparison to learn from fits into 5",
+            "no comparison fits into 5",
         ),
-        (("dpo", model, "data.longest=5", "--train", pairs, "--dev", pairs), "no comparison to learn from fits into 5"),
+        (("dpo", model, "data.longest=5", "--train", pairs, "--dev", pairs), "no comparison fits into 5"),
         (("dpo", model, "--beta", "0", "--train", pairs), "objective.beta"),
         (("score", model, pairs), "no tensor 'score.weight'|'response'"),
         (("score", model), "nothing to score"),
@@ -246,11 +259,12 @@ def test_a_broken_run_is_one_line_and_exit_code_1(run, data, tmp_path, monkeypat
     assert code == 1 and "error: no space left" in printed + error
 
 
-def test_dropout_of_the_whole_model_can_be_set():
+def test_dropout_of_the_residual_stream_can_be_set():
     model = model_of("glm")
+    model.blocks[0].attention.dropout = 0.1
     stage.set_dropout(model, 0.3)
     assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0.3}
-    assert model.blocks[0].attention.dropout == 0.3
+    assert model.blocks[0].attention.dropout == 0.0
 
 
 def test_a_recipe_of_another_stage_is_no_recipe(tmp_path):

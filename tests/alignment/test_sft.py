@@ -35,7 +35,7 @@ def test_the_loss_is_that_of_transformers(tmp_path, loss_on):
     model, tokenizer, reading, renderer = parts("gpt")
     examples = encode([*DIALOGUES, Dialogue(messages=MESSAGES)], renderer, reading, loss_on).examples
     objective = Demonstrations(reading)
-    ours = float(objective.loss(model, objective.collate(examples))[0])
+    ours = objective.loss(model, objective.collate(examples))[0].item()
     families.save(model, tokenizer, tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     nll = count = 0.0

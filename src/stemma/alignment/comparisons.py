@@ -1,13 +1,13 @@
 """Comparisons of responses as files have them: pairs, and rankings of several responses to one prompt."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from stemma.alignment.conversations import Prompt
-from stemma.alignment.dialogues import checked_text, key_of, messages_of, prompt_of
+from stemma.alignment.dialogues import checked_text, key_of, messages_of, prompt_of, read_parts
 from stemma.alignment.recipe import ComparisonRecipe
 from stemma.data.readers import missing_field
 from stemma.data.tables import read_rows
@@ -85,6 +85,22 @@ def read_comparisons(path: str, columns: ComparisonRecipe) -> Comparisons:
     if not found:
         raise InputError(f"{path}: no row in which a response is better than another")
     return Comparisons(found, ties, apart)
+
+
+def read_splits(data: ComparisonRecipe) -> tuple[Comparisons, list[Comparison]]:
+    """Return the comparisons to learn from, and those that are held out.
+
+    Raises:
+        InputError: see `read_comparisons`; or nothing is left on one side.
+    """
+    files: list[Comparisons] = []
+
+    def read(path: str) -> list[Comparison]:
+        files.append(read_comparisons(path, data))
+        return files[-1].prompts
+
+    train, dev = read_parts(data.train, data.dev, read, lambda comparison: key_of(comparison.prompt))
+    return replace(files[0], prompts=train), dev
 
 
 def _pair(row: Mapping[str, Any], columns: ComparisonRecipe, origin: str) -> Ranking | None:

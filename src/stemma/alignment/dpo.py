@@ -19,8 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stemma.alignment import ranking
-from stemma.alignment.comparisons import Comparison, Comparisons, read_comparisons
-from stemma.alignment.dialogues import key_of, read_parts
+from stemma.alignment.comparisons import read_splits
 from stemma.alignment.reading import IGNORED, Batch, Reading
 from stemma.alignment.recipe import DPORecipe
 from stemma.alignment.reward import describe_comparisons
@@ -34,7 +33,6 @@ from stemma.alignment.stage import (
     write_results,
 )
 from stemma.data.content_hashes import digest
-from stemma.errors import InputError
 from stemma.files import write_whole
 from stemma.finetuning.in_batches import in_batches
 from stemma.layers.token_log_probabilities import token_log_probabilities
@@ -157,22 +155,13 @@ def optimise(
     """
     prepare_processor()
     shown, data = display or Silent(), recipe.data
-    files: list[Comparisons] = []
-
-    def read(path: str) -> list[Comparison]:
-        files.append(read_comparisons(path, data))
-        return files[-1].prompts
-
-    parts = read_parts(data.train, data.dev, read, lambda comparison: key_of(comparison.prompt))
+    given, held = read_splits(data)
     with workplace(out, recipe) as workers:
         pupil, options = load_pupil(recipe, workers.device), recipe.objective
         objective = Preferences(pupil.reading, options.beta, options.loss, options.label_smoothing)
-        encoded = [ranking.encode(part, pupil.renderer, pupil.reading) for part in parts]
+        encoded = [ranking.encode(part, pupil.renderer, pupil.reading) for part in (given.prompts, held)]
         learned, held_out = (in_pairs(examples) for examples, _, _ in encoded)
-        for examples, name in ((learned, "to learn from"), (held_out, "held out")):
-            if not examples:
-                raise InputError(f"no comparison {name} fits into {pupil.reading.longest} tokens (data.longest)")
-        content = digest([json.dumps([asdict(comparison) for comparison in parts[0]])])
+        content = digest([json.dumps([asdict(comparison) for comparison in given.prompts])])
 
         def measure(model: Any) -> Measurement:
             return measure_preferences(model, objective, held_out, recipe.training.batch)
@@ -197,7 +186,7 @@ def optimise(
             display=shown,
             workers=workers,
             summary=[
-                *describe_comparisons(data.train, encoded[0][1], encoded[1][1], files[0], encoded[0][2]),
+                *describe_comparisons(data.train, encoded[0][1], encoded[1][1], given, encoded[0][2]),
                 describe_model(recipe, pupil.model),
             ],
             prepare=prepare,

@@ -16,6 +16,7 @@ from torch import Tensor
 from stemma.alignment.comparisons import Comparison, Pair
 from stemma.alignment.conversations import Renderer
 from stemma.alignment.reading import Batch, CausalReading, Reading
+from stemma.errors import InputError
 
 
 def ranking_loss(scores: Tensor, pairs: Tensor, sizes: Tensor) -> Tensor:
@@ -82,7 +83,11 @@ def encode(
     comparisons: Sequence[Comparison], renderer: Renderer, reading: Reading
 ) -> tuple[list[dict[str, Any]], list[Comparison], int]:
     """Return the examples of comparisons, with the comparisons themselves, and how many pairs were left out because a
-    response is too long with its prompt: only whole ones can be judged."""
+    response is too long with its prompt: only whole ones can be judged.
+
+    Raises:
+        InputError: all are too long.
+    """
     examples, kept, left_out = [], [], 0
     for comparison in comparisons:
         samples = [renderer.sample(comparison.prompt, response) for response in comparison.responses]
@@ -99,4 +104,6 @@ def encode(
         tokens = np.concatenate([text["tokens"] for text in texts])
         examples.append({"texts": texts, "pairs": renumbered, "tokens": tokens})
         kept.append(Comparison(comparison.prompt, tuple(comparison.responses[number] for number in used), renumbered))
+    if not examples:
+        raise InputError(f"no comparison fits into {reading.longest} tokens (data.longest)")
     return examples, kept, left_out

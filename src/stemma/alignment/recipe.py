@@ -64,7 +64,7 @@ class StageRecipe(RunRecipe):
 
     Args:
         model: checkpoint directory or hub id. lora: train adapters, which are then merged; null: all weights.
-        dropout: of the whole model; null: as its configuration says.
+        dropout: of the model's residual stream, its attention weights have none; null: as its configuration says.
     """
 
     model: str

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from stemma.alignment import ranking
-from stemma.alignment.comparisons import Comparison, Comparisons, read_comparisons
-from stemma.alignment.dialogues import key_of, read_dialogues, read_parts
+from stemma.alignment.comparisons import Comparison, Comparisons, read_splits
+from stemma.alignment.dialogues import read_dialogues
 from stemma.alignment.ranking import Ranking
 from stemma.alignment.reading import Sample
 from stemma.alignment.recipe import DialogueRecipe, RewardRecipe
@@ -46,23 +46,16 @@ def train_reward_model(
     """
     prepare_processor()
     shown, data = display or Silent(), recipe.data
-    files: list[Comparisons] = []
-
-    def read(path: str) -> list[Comparison]:
-        files.append(read_comparisons(path, data))
-        return files[-1].prompts
-
-    parts = read_parts(data.train, data.dev, read, lambda comparison: key_of(comparison.prompt))
+    given, held = read_splits(data)
     with workplace(out, recipe) as workers:
         pupil = _with_padding(load_pupil(recipe, workers.device))
         model = RewardModel(pupil.model, pupil.reading).to(workers.device)
         adapt(model, recipe, trainable=["head"])
         objective = Ranking(pupil.reading)
-        learned, comparisons, long = ranking.encode(parts[0], pupil.renderer, pupil.reading)
-        held_out, judged, _ = ranking.encode(parts[1], pupil.renderer, pupil.reading)
-        for examples, name in ((learned, "to learn from"), (held_out, "held out")):
-            if not examples:
-                raise InputError(f"no comparison {name} fits into {pupil.reading.longest} tokens (data.longest)")
+        learned, comparisons, long = ranking.encode(given.prompts, pupil.renderer, pupil.reading)
+        held_out, judged, _ = ranking.encode(held, pupil.renderer, pupil.reading)
+        # A library that is missing is not found out after an epoch.
+        report(judged[:1], [[0.0] * len(judged[0].responses)])
         demonstrations = _demonstrations(recipe, pupil, comparisons)
 
         def measure(model: Any) -> Measurement:
@@ -88,14 +81,14 @@ def train_reward_model(
             measure=measure,
             save=save,
             fingerprints={
-                "data": digest([json.dumps([asdict(comparison) for comparison in parts[0]])]),
+                "data": digest([json.dumps([asdict(comparison) for comparison in given.prompts])]),
                 "tokenizer": pupil.tokenizer.fingerprint,
             },
             overwrite=overwrite,
             display=shown,
             workers=workers,
             summary=[
-                *describe_comparisons(data.train, comparisons, judged, files[0], long),
+                *describe_comparisons(data.train, comparisons, judged, given, long),
                 describe_model(recipe, model),
             ],
         )

@@ -80,12 +80,12 @@ def load_pupil(recipe: Any, device: torch.device) -> Pupil:
 
 
 def set_dropout(model: nn.Module, probability: float) -> None:
-    """Change the dropout of a model, in its residual stream and of its attention weights."""
+    """Change the dropout of a model's residual stream; attention weights have none."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = probability
         elif isinstance(getattr(module, "dropout", None), float):
-            setattr(module, "dropout", probability)  # noqa: B010 (of attention weights; modules declare no such field)
+            setattr(module, "dropout", 0.0)  # noqa: B010 (modules declare no such field)
 
 
 def adapt(model: nn.Module, recipe: StageRecipe, trainable: Sequence[str] = ()) -> None:
