@@ -171,7 +171,7 @@ def test_preferences_are_learned_without_a_reward_model(run, data, tmp_path, fam
     assert held_out["accuracy"] > 0.9 and held_out["loss"] < 0.6 and held_out["pairs"] == 12
     assert held_out["chosen_gain"] > held_out["rejected_gain"]
     code, printed, _ = run(*arguments)
-    assert code == 0 and "next: stemma chat" in printed
+    assert code == 0 and "next: stemma chat" in printed and "held out: pairs 12, loss 0." in printed
     families.load(out)
 
 

@@ -308,7 +308,9 @@ def _finish(
         console.print("saved; the same command again goes on from here", highlight=False)
     else:
         best = outcome.progress.best_step
-        console.print(f"{outcome.reason} after {outcome.progress.step:,} steps", highlight=False)
+        numbers = [f"{name.replace('_', ' ')} {value:.5g}" for name, value in results.get("held_out", {}).items()]
+        ended = f"{outcome.reason} after {outcome.progress.step:,} steps"
+        console.print(ended + (f"; held out: {', '.join(numbers)}" if numbers else ""), highlight=False)
         console.print(
             f"weights: {directory}; lowest held-out loss, of step {best:,}: {directory / 'best'}",
             soft_wrap=True,
