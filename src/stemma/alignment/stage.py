@@ -16,11 +16,11 @@ from stemma import families
 from stemma.alignment.conversations import Renderer
 from stemma.alignment.reading import Reading, reading_of
 from stemma.alignment.recipe import DECISIVE, StageRecipe, read_recipe
+from stemma.data.shuffled_by_length import ShuffledByLength
 from stemma.data.tokenizers import Tokenizer, load_tokenizer
 from stemma.errors import InputError
 from stemma.families.directory import resolve
 from stemma.files import write_whole
-from stemma.finetuning.sequences import ShuffledByLength
 from stemma.inference.chat_template import ChatTemplate
 from stemma.training.batches import derived_seed
 from stemma.training.distributed import Workers, start_workers
