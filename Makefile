@@ -23,6 +23,7 @@ bench: .venv/dev
 	.venv/bin/python benchmarks/training.py --quick
 	.venv/bin/python benchmarks/decode.py --quick
 	.venv/bin/python benchmarks/recurrent.py --quick
+	.venv/bin/python benchmarks/alignment.py --quick
 	.venv/bin/python benchmarks/windows.py --quick
 	.venv/bin/python benchmarks/translation.py --quick
 	.venv/bin/python benchmarks/elmo.py --quick

@@ -14,6 +14,7 @@ from stemma.families.glm.model import GLM, GLMConfig
 from stemma.families.glm.tokens import prepare_tokenizer as prepare_glm
 from stemma.families.gpt.model import GPT, GPTConfig
 from stemma.families.lstm.model import LSTM, LSTMConfig
+from stemma.families.mistral.model import Mistral, MistralConfig
 from stemma.families.t5.model import T5, T5Config
 from stemma.families.t5.tokens import prepare_tokenizer as prepare_t5
 from stemma.finetuning.recipe import FineTuningRecipe, build_recipe
@@ -42,6 +43,9 @@ def model_of(family: str, *, context: int = 64, seed: int = 0) -> Any:
     if family in ("bert", "unilm"):
         segments = 6 if family == "unilm" else 2
         model: Any = BERT(BERTConfig(**shape, context=context, segments=segments, initial_std=0.2, dropout=0.0))
+    elif family in ("mistral", "mixtral"):
+        more = {"key_value_heads": 2, "feed_forward": 48, "experts": 4 if family == "mixtral" else 0}
+        model = Mistral(MistralConfig(**shape, **more, context=context, windows=(None,)))
     elif family == "gpt":
         model = GPT(GPTConfig(**shape, context=context, dropout=0.0))
     elif family == "glm":

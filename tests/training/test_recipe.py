@@ -119,6 +119,8 @@ def test_more_steps_are_no_difference_where_the_schedule_does_not_depend_on_them
 
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_every_shipped_recipe_is_valid(name):
+    if name.startswith("align/"):  # they say how; what and on what is given beside them
+        return
     if load_vector_recipe(name) is not None:  # of word vectors, which have no steps and no context
         return
     recipe = load_recipe(name)

@@ -17,6 +17,7 @@ VERBS = {
     "tokenizer": ("stemma.cli.tokenizer", "app", LEARN),
     "pretrain": ("stemma.cli.pretrain", "pretrain", LEARN),
     "finetune": ("stemma.cli.finetune", "finetune", LEARN),
+    "align": ("stemma.cli.align", "app", LEARN),
     "generate": ("stemma.cli.generate", "generate", USE),
     "chat": ("stemma.cli.chat", "chat", USE),
     "serve": ("stemma.cli.serve", "serve", USE),

@@ -6,7 +6,7 @@ Reading never copies more than the tensor at hand; replacing a directory never l
 import json
 import pickle
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -107,6 +107,23 @@ class StoredTensors(Mapping[str, Tensor]):
     def file(self, name: str) -> Path:
         """Return the file that holds a tensor; the directory if none does."""
         return self._files.get(name, self.directory)
+
+
+class Backbone(Mapping[str, Tensor]):
+    """The tensors of a directory without those of the output layer, and without the prefix of the others."""
+
+    def __init__(self, tensors: StoredTensors, prefix: str, left_out: Collection[str]) -> None:
+        self._tensors = tensors
+        self._names = {name.removeprefix(prefix): name for name in tensors if name not in left_out}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[self._names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

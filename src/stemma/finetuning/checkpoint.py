@@ -4,7 +4,7 @@ Beside it `task.json` says what the model does, so that it can be used on furthe
 """
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from stemma import families
 from stemma.data.tokenizers import Tokenizer, load_tokenizer
 from stemma.errors import InputError
 from stemma.families.directory import (
+    Backbone,
     StoredTensors,
     read_config,
     replace_checkpoint,
@@ -163,28 +164,11 @@ def _with_head_tensors(
         yield theirs, model.get_parameter(ours).detach()
 
 
-class _Backbone(Mapping[str, Tensor]):
-    """The tensors of a directory without those of the output layer, and without the prefix of the others."""
-
-    def __init__(self, tensors: StoredTensors, prefix: str, left_out: Collection[str]) -> None:
-        self._tensors = tensors
-        self._names = {name.removeprefix(prefix): name for name in tensors if name not in left_out}
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[self._names[name]]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
 def _load_with_head(directory: Path, task: TaskDescription, device: Any) -> WithHead:
     config, stored = read_config(directory), StoredTensors(directory)
     branch = families.family(config["model_type"])
     names, prefix = head_names(branch.model, task.kind), backbone_prefix(branch.model, task.kind)
-    backbone = branch.from_published(config, _Backbone(stored, prefix, names.values()), device=device)
+    backbone = branch.from_published(config, Backbone(stored, prefix, names.values()), device=device)
     model = WithHead(backbone, *shape_of_head(task))
     with torch.no_grad():
         for ours, theirs in names.items():

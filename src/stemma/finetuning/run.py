@@ -31,8 +31,9 @@ from stemma.training.distributed import Workers
 from stemma.training.hardware import prepare_processor
 from stemma.training.objective import Display, Measured, Measurement
 from stemma.training.progress import Silent
+from stemma.training.recipe import evaluated_each_epoch
 from stemma.training.run_directory import claim, locked
-from stemma.training.saving import BEST
+from stemma.training.saving import BEST, holding
 from stemma.training.trainer import Outcome, Task, Trainer
 
 RESULTS = "results.json"
@@ -115,7 +116,7 @@ def finetune(
         )
         trainer = Trainer(
             task,
-            recipe.model_copy(update={"evaluation": _evaluation(recipe, task.steps, len(train))}),
+            evaluated_each_epoch(recipe, task.steps, len(train)),
             out,
             publish=_publisher(model, tokenizer, description, _base(recipe.model)),
             workers=Workers(),
@@ -220,14 +221,6 @@ def _require_metric(
         measure(model.eval(), objective, objective.encode(few, tokenizer), few, recipe.task.metric)
 
 
-def _evaluation(recipe: FineTuningRecipe, steps: int, examples: int) -> Any:
-    """Evaluate after each epoch, unless the recipe says when."""
-    if "every" in recipe.evaluation.model_fields_set:
-        return recipe.evaluation
-    every = min(max(examples // recipe.training.batch, 1), steps)
-    return recipe.evaluation.model_copy(update={"every": every})
-
-
 def _base(model: str) -> str:
     """Return the checkpoint's name as it is good in any working directory."""
     return str(Path(model).expanduser().resolve()) if Path(model).expanduser().is_dir() else model
@@ -237,16 +230,8 @@ def _publisher(
     model: Any, tokenizer: Tokenizer, task: TaskDescription, base: str
 ) -> Callable[[Mapping[str, Tensor], Path], None]:
     def publish(weights: Mapping[str, Tensor], directory: Path) -> None:
-        # The weights are the model's own, or averages of them.
-        own = dict(model.named_parameters())
-        before = {name: own[name].data for name in weights}
-        for name, value in weights.items():
-            own[name].data = value
-        try:
+        with holding(model, weights):
             save_finetuned(model, tokenizer, task, directory, base)
-        finally:
-            for name, value in before.items():
-                own[name].data = value
 
     return publish
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stemma.data.special_texts import special_finder
 from stemma.data.tokenizers import Tokenizer, load_tokenizer
 from stemma.errors import InputError
 from stemma.families import FAMILIES, load
@@ -13,13 +14,13 @@ from stemma.families.bert.model import BERT
 from stemma.families.directory import resolve
 from stemma.families.t5.model import T5
 from stemma.families.t5.tokens import encode_source
+from stemma.inference.chat_template import ChatTemplate
 from stemma.inference.drafts import drafter_named
 from stemma.inference.embeddings import sentence_settings
 from stemma.inference.engine import CACHE_BYTES, Engine
 from stemma.inference.quantization import Kind, quantize_
 from stemma.inference.readers import LONGEST
-from stemma.serving.chat_template import ChatTemplate
-from stemma.serving.token_texts import TokenTexts, special_finder
+from stemma.serving.token_texts import TokenTexts
 
 if TYPE_CHECKING:
     import tokenizers

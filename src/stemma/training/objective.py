@@ -82,13 +82,13 @@ class Measurement:
 
     Args:
         loss: mean of the objective's loss. examples: how many. metrics: by name. score: the one that decides which
-            weights are best; higher is better.
+            weights are best; higher is better; None: the loss decides.
     """
 
     loss: float
     examples: int
     metrics: Mapping[str, float]
-    score: float
+    score: float | None
 
 
 @dataclass(frozen=True)

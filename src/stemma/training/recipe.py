@@ -7,7 +7,7 @@ A recipe is found by its shipped name (`gpt/tiny`) or by path. Any key can be ov
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -185,6 +185,17 @@ class RunRecipe(Section):
         if average is not None and self.training.ema is not None:
             raise ValueError("training.ema and training.average exclude each other")
         return self
+
+
+Run = TypeVar("Run", bound=RunRecipe)
+
+
+def evaluated_each_epoch(recipe: Run, steps: int, examples: int) -> Run:
+    """Return a recipe that evaluates after each epoch of so many examples, unless it says when."""
+    if "every" in recipe.evaluation.model_fields_set:
+        return recipe
+    every = min(max(examples // recipe.training.batch, 1), steps)
+    return recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"every": every})})
 
 
 class Recipe(RunRecipe):

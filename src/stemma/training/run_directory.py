@@ -26,6 +26,7 @@ WRITTEN = (
     (STATES, BEST, "tensorboard", METRICS, "results.json", "task.json", "config.json", "generation_config.json")
     + ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
     + ("adapter_config.json", "adapter_model.safetensors")
+    + ("chat_template.jinja", "reward.json", "reference.safetensors")  # of alignment
     + ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
     + ("training_state.safetensors", "cooccurrence.bin", "vocabulary.txt")  # of word vectors, as the next three
     + ("vectors.word2vec.txt", "vectors.bin", "vectors.glove.txt")

@@ -1,6 +1,7 @@
 """Writing checkpoints and published weights during a run: the main worker writes, all of them gather."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +74,17 @@ class Saver:
             self.say(f"could not write {what}, going on without: {error}")
             return False
         return True
+
+
+@contextmanager
+def holding(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Give a model other values of its parameters (averages of them, say) while the block runs."""
+    own = dict(model.named_parameters())
+    before = {name: own[name].data for name in weights}
+    for name, value in weights.items():
+        own[name].data = value
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            own[name].data = value

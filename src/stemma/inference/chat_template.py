@@ -10,10 +10,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from stemma.data.special_texts import unspecial
 from stemma.data.tokenizers import Tokenizer
 from stemma.errors import InputError
 from stemma.families.directory import read_json
-from stemma.serving.token_texts import unspecial
+from stemma.files import write_whole
 
 
 class ChatTemplate:
@@ -29,7 +30,7 @@ class ChatTemplate:
             from jinja2.ext import Extension
             from jinja2.sandbox import ImmutableSandboxedEnvironment
         except ImportError:
-            raise InputError("chat templates need Jinja: pip install 'stemma-lm[serve]'") from None
+            raise InputError("chat templates need Jinja: pip install jinja2") from None
 
         class Generation(Extension):
             """transformers' {% generation %}, which marks what an assistant has said; here it changes nothing."""
@@ -75,17 +76,28 @@ class ChatTemplate:
             )
         return cls(found, texts, str(directory)) if isinstance(found, str) else None
 
+    def save(self, directory: Path) -> None:
+        """Write the template where `read`, and transformers, look for it."""
+        with write_whole(directory / "chat_template.jinja") as temporary:
+            temporary.write_text(self.source, encoding="utf-8")
+
     def write(
-        self, messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, tools: Sequence[Any] | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tokenizer: Tokenizer,
+        tools: Sequence[Any] | None = None,
+        *,
+        reply: bool = True,
     ) -> str:
-        """Return the conversation up to where the assistant speaks next, for `token_texts.special_finder` to encode.
+        """Return the conversation up to where the assistant speaks next (`reply`; else up to its end), for
+        `special_texts.special_finder` to encode.
 
         Raises:
             InputError: the template refuses the conversation (Mistral's wants user and assistant in turn, ...).
         """
         safe = _unspecial({"messages": messages, "tools": tools}, tokenizer)
         try:
-            return self._template.render(**self._names, **safe, add_generation_prompt=True)
+            return self._template.render(**self._names, **safe, add_generation_prompt=reply)
         except (self._error, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
             raise InputError(f"the chat template does not take this conversation: {error}") from error
 

@@ -5,10 +5,10 @@ import json
 import pytest
 import transformers
 
+from stemma.data.special_texts import special_finder, unspecial
 from stemma.data.tokenizers import train_tokenizer
 from stemma.errors import InputError
-from stemma.serving.chat_template import ChatTemplate
-from stemma.serving.token_texts import TokenTexts, special_finder, unspecial
+from stemma.inference.chat_template import ChatTemplate
 
 TEMPLATE = """{{ bos_token }}{% for message in messages %}
   {%- if message.role == 'user' %}[INST] {{ message.content | trim }} [/INST]
@@ -24,6 +24,12 @@ MESSAGES = [
     {"role": "assistant", "content": "", "tool_calls": [CALL]},
     {"role": "user", "content": "never read"},
 ]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    special = ("[INST]", "[/INST]", "[TOOL_CALLS]")
+    return train_tokenizer(["the lazy dog jumps over naïve öl; " * 50], "bpe", 280, special=special)
 
 
 @pytest.mark.parametrize("place", ["jinja", "string", "list", "json"])
@@ -68,19 +74,6 @@ def test_what_a_user_writes_is_read_as_text(tokenizer, text):
     ids = finder.encode(unspecial(text, tokenizer), add_special_tokens=False).ids
     assert ids == tokenizer.encode(text.replace("\U0010fffe", "")) and not tokenizer.special & set(ids)
     assert tokenizer.special & set(finder.encode("x<|endoftext|>", add_special_tokens=False).ids)
-
-
-@pytest.mark.filterwarnings("ignore:the text repeats too little")
-@pytest.mark.parametrize("kind", ["bpe", "unigram", "wordpiece"])
-def test_tokens_as_text(kind):
-    text = "the lazy dog 🙂 jumps"
-    other = train_tokenizer([f"{text} over the fox " * 20, "while naïve words sing" * 9], kind, 356)
-    texts, tokens = TokenTexts(other), other.encode(text)
-    assert b"".join(map(texts.bytes, tokens)).decode().strip() == other.decode(tokens, skip_special=False).strip()
-    assert all(
-        texts.text(token).encode() == texts.bytes(token) or texts.text(token).startswith("bytes:\\x")
-        for token in tokens
-    )
 
 
 def test_json_is_written_as_transformers_does(tokenizer, tmp_path):

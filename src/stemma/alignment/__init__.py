@@ -1,0 +1,1 @@
+"""From a pretrained model to one that does what people want: instructions, preferences, rewards."""
