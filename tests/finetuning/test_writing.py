@@ -191,7 +191,7 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
     table.write_text('{"source": "a", "target": "b"}\n')
     directory = directory_of("bert", tmp_path)
     recipe = recipe_of(directory, {"kind": "text"}, {"train": str(table), "dev": str(table)})
-    with pytest.raises(InputError, match="a BERT does not write texts: expected a GPT, T5, GLM or UniLM"):
+    with pytest.raises(InputError, match="a BERT does not write texts: expected a GPT, T5, Transformer, GLM or UniLM"):
         finetune(recipe, tmp_path / "run")
     recipe = recipe_of(
         directory_of("t5", tmp_path), {"kind": "text", "pattern": "{txt}"}, {"train": str(table), "dev": str(table)}
