@@ -1,6 +1,7 @@
 """The engine: every text is what it would be alone, whatever else is served, and nothing is left behind."""
 
 import random
+from collections import Counter
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from stemma.families.glm.tokens import prepare_tokenizer as prepare_glm
 from stemma.families.mistral.model import Mistral, MistralConfig
 from stemma.families.t5.model import T5, T5Config
 from stemma.families.t5.tokens import prepare_tokenizer as prepare_t5
+from stemma.inference.blocks import contents
 from stemma.inference.engine import Engine
 from stemma.inference.generate import generate
 from stemma.inference.infilling import continue_text
@@ -150,6 +152,55 @@ def test_too_little_memory_for_all_makes_some_wait(make_model, tokenizer, change
     engine._preempt = lambda text: (preempted.append(text), own(text))
     assert tokens_of(engine.run(requests)) == expected
     assert preempted and whole(engine)
+
+
+def test_a_prompt_that_waits_is_hashed_once(make_model, tokenizer, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(
+        "stemma.inference.paged_cache.contents",
+        lambda tokens, *others: (hashed.append(len(tokens)), contents(tokens, *others))[1],
+    )
+    engine = small_cache(Engine(make_model(context=128), tokenizer), 110)
+    long = tokenizer.encode("the lazy dog jumps fox " * 20)[:80]
+    requests = [Request(long[:40], 50, GREEDY, ignore_end=True), Request(long[::-1], 1, GREEDY)]
+    waited, own = [], engine._forward
+    engine._forward = lambda: (waited.append(engine.waiting), own())
+    engine.run(requests)
+    assert sum(waited) > 40
+    assert sum(hashed) <= 2 * (40 + 50 + 80)  # when they are looked for, and when they are written
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_samples_are_texts_that_count(make_model, tokenizer, share):
+    model = make_model(scale=4, context=128)
+    requests = [
+        Request(tokenizer.encode(prompt), 12, Sampling(0.9), samples=6, seed=3, prompt_log_probabilities=True)
+        for prompt in PROMPTS[1:]
+    ]
+    expected = Engine(model, tokenizer).run(requests)
+    engine = Engine(model, tokenizer, most_texts=4, share_prefixes=share)
+    running, own = [], engine._forward
+    engine._forward = lambda: (own(), running.append(engine.running))
+    found = engine.run(requests)
+    assert tokens_of(found) == tokens_of(expected) and max(running) == 4
+    for text, other in zip(sum(found, []), sum(expected, []), strict=True):
+        scores = [score.log_probability for score in text.prompt_scores[1:]]
+        assert scores == pytest.approx([score.log_probability for score in other.prompt_scores[1:]], abs=1e-4)
+    assert whole(engine)
+
+
+def test_a_budget_below_the_number_of_texts_serves_them_in_turn(make_model, tokenizer):
+    engine = Engine(make_model(context=128), tokenizer, budget=3)
+    short = engine.submit(Request([5], 30, GREEDY, samples=8, ignore_end=True))
+    long = engine.submit(Request(tokenizer.encode(PROMPTS[3]), 1, GREEDY))
+    written, ended = Counter({sample: 0 for sample in range(8)}), []
+    while engine.busy:
+        for update in engine.step():
+            ended += [update.request] * (update.finish_reason is not None)
+            if update.request == short:
+                written[update.sample] += 1
+        assert not written[0] or max(written.values()) - min(written.values()) <= 1
+    assert ended == [long] + [short] * 8 and set(written.values()) == {30}
 
 
 def test_a_window_bounds_the_blocks_of_a_text(make_model, tokenizer):

@@ -36,7 +36,8 @@ class Engine:
     is new; between steps requests may come and be cancelled.
 
     A text depends on the model, its request and nothing else, except where two tokens are equally likely up to
-    rounding: products of other sizes add up in another order.
+    rounding: products of other sizes add up in another order. No text waits for ever: what one step cannot serve comes
+    first in the next.
 
     Args:
         model: of `stemma.load`, in eval mode: a GPT, Mistral or Mixtral goes on with its prompt, a GLM writes what
@@ -68,7 +69,7 @@ class Engine:
         self.guessed = self.guessed_right = 0  # tokens
         self._waiting: deque[RunningText] = deque()
         self._running: list[RunningText] = []  # the oldest first
-        self._numbers = 0
+        self._numbers = self._steps = 0
         self._news: list[Update] = []
         windows = [group.window for group in self.cache.groups if group.window is not None]
         self._sure_piece = min([*windows, budget])  # so long a piece finds blocks when its text is alone
@@ -166,25 +167,21 @@ class Engine:
             raise InputError(f"log_probabilities is {request.log_probabilities}, expected 0 to {vocabulary}")
 
     def _schedule(self) -> None:
-        """Decide what is read in this step: single tokens first, then pieces of prompts, the oldest first."""
+        """Decide what is read in this step: first for the running texts, then pieces of prompts that wait."""
         self._pieces: list[tuple[RunningText, Piece]] = []
+        self._steps += 1
         budget = self.budget
         writing = [text for text in self._running if text.unread == 1]
-        guesses = self._guesses(writing, budget)
-        for text, drafts in zip(writing, guesses, strict=True):
-            if text not in self._running or not budget:
+        guesses = dict(zip(writing, self._guesses(writing, budget), strict=True))
+        for text in self._in_turn(writing):
+            if text not in self._running:  # an older one took its blocks
                 continue
-            assert text.pages is not None
-            if drafts and (len(drafts) >= budget or not self.cache.reserve(text.pages, 1 + len(drafts))):
-                drafts = []
-            if drafts or self._reserve(text, 1):
-                self._add(text, 1, drafts)
-                budget -= 1 + len(drafts)
-        for text in [text for text in self._running if text.unread > 1]:
-            if text in self._running and (count := self._reserve_prompt(text, budget)):
+            if text in guesses:
+                budget -= self._add_next(text, guesses[text], budget)
+            elif count := self._reserve_prompt(text, budget):
                 self._add(text, count)
                 budget = max(budget - count, 0)
-        while budget and self._waiting and self.running < self.most_texts:
+        while budget and self._waiting and self._places < self.most_texts:
             text = self._waiting[0]
             self._open(text)
             count = self._reserve_prompt(text, budget)
@@ -196,6 +193,30 @@ class Engine:
             self._running.append(text)
             budget = max(budget - count, 0)
         self._pieces.sort(key=lambda pair: not pair[1].is_short)
+
+    @property
+    def _places(self) -> int:
+        """Texts that are running, and those that will be when these have read their common prompt."""
+        return sum(1 + len(text.siblings) for text in self._running)
+
+    def _in_turn(self, writing: Sequence[RunningText]) -> list[RunningText]:
+        """Return the running texts in the order in which they are served: single tokens, then prompts, the oldest
+        first; where the budget is not even enough for the single tokens, all that were not served longest first."""
+        if len(writing) < self.budget:
+            return [*writing, *(text for text in self._running if text.unread > 1)]
+        return sorted(self._running, key=lambda text: text.served)
+
+    def _add_next(self, text: RunningText, drafts: Sequence[int], budget: int) -> int:
+        """Let a text's last token be read, and guesses after it if there is room; return how many tokens those are."""
+        assert text.pages is not None
+        if not budget:
+            return 0
+        if drafts and (len(drafts) >= budget or not self.cache.reserve(text.pages, 1 + len(drafts))):
+            drafts = []
+        if not drafts and not self._reserve(text, 1):
+            return 0
+        self._add(text, 1, drafts)
+        return 1 + len(drafts)
 
     def _reserve_prompt(self, text: RunningText, budget: int) -> int:
         """Get blocks for a piece of a prompt; return its length, 0 if there is no place for it."""
@@ -213,6 +234,7 @@ class Engine:
 
     def _add(self, text: RunningText, count: int, drafts: Sequence[int] = ()) -> None:
         assert text.pages is not None
+        text.served = self._steps
         start = text.pages.length
         tokens = [*text.tokens[start : start + count], *drafts]
         self._pieces.append((text, Piece(text.pages, tokens, len(drafts), causal=start >= text.whole)))
@@ -246,8 +268,8 @@ class Engine:
         self._waiting.appendleft(text)
 
     def _open(self, text: RunningText) -> None:
-        known = text.tokens if self.share_prefixes and not self._scores_prompt(text) else ()
-        text.pages = self.cache.open(known)
+        shares = self.share_prefixes and not self._scores_prompt(text)
+        text.pages = self.cache.open(text.tokens, text.chain) if shares else self.cache.open()
         text.reused = text.pages.length
 
     def _close(self, text: RunningText) -> None:
@@ -288,14 +310,18 @@ class Engine:
             self._write(drafts, self.model.logits(hidden[places]).float())
 
     def _begun(self, text: RunningText) -> list[RunningText]:
-        """Let the other samples of a prompt begin, now that it is read; return them."""
-        begun, text.siblings = text.siblings, []
+        """Let the other samples of a prompt begin, now that it is read, as many as there is place for; return them."""
+        assert text.pages is not None
+        room = self.most_texts - self.running
+        begun, rest, text.siblings = text.siblings[:room], text.siblings[room:], []
         for sibling in begun:
-            assert text.pages is not None
             sibling.pages = self.cache.fork(text.pages)
             self.reader.open(sibling)
             sibling.prompt_scores, sibling.reused = text.prompt_scores, text.reused
         self._running += begun
+        if rest:  # they read the end of the prompt again when their turn comes
+            rest[0].siblings, rest[0].prompt_scores = rest[1:], text.prompt_scores
+            self._waiting.appendleft(rest[0])
         return begun
 
     def _write(self, drafts: Sequence[tuple[RunningText, Sequence[int]]], logits: Tensor) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stemma.inference.blocks import BlockPool, contents
+from stemma.inference.blocks import BlockPool, Content, contents
 
 BLOCK = 16  # tokens
 MOST_TEXTS = 256  # of full length: a small model needs no more
@@ -120,13 +120,18 @@ class PagedCache:
         """Share of the blocks that texts refer to, of the group that is fullest."""
         return max(1 - group.pool.free / group.pool.blocks for group in self.groups)
 
-    def open(self, tokens: Sequence[int] = ()) -> Pages:
+    def open(self, tokens: Sequence[int] = (), chain: list[Content] | None = None) -> Pages:
         """Return the pages of a new text; as much of its beginning as is known already is in them.
 
         Its last token is never: somebody wants to know what follows it.
+
+        Args:
+            chain: what an earlier call found the text's full blocks to hold, from the first on; it is made complete.
         """
         pages = Pages([np.empty(0, np.int32) for _ in self.groups], [0] * len(self.groups), [0] * len(self.groups))
-        chain = contents(tokens[: max(len(tokens) - 1, 0)], self.block)
+        chain = [] if chain is None else chain
+        begin = len(chain) * self.block
+        chain += contents(tokens[begin : max(len(tokens) - 1, 0)], self.block, chain[-1] if chain else b"")
         known = self._known(chain)
         pages.chain, pages.named, pages.length = chain[:known], known, known * self.block
         for number, group in enumerate(self.groups):

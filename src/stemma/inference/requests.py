@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
+from stemma.inference.blocks import Content
 from stemma.inference.paged_cache import Pages
 from stemma.inference.sampling import Sampling, uniforms
 from stemma.inference.sampling_rows import Preferences, Row
@@ -102,7 +103,9 @@ class RunningText:
         self.generated: Counter[int] = Counter()
         self.prompt_scores: list[Scored] = []
         self.pages: Pages | None = None
+        self.chain: list[Content] = []  # of its full blocks, as far as somebody looked for them
         self.reused = 0
+        self.served = 0  # the engine's last step that read something of it
         self.siblings: list[RunningText] = []  # they begin where this one has read the prompt
         self.finish_reason: FinishReason | None = None
         self._prompt_counts: Counter[int] | None = None
