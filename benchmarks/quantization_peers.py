@@ -1,11 +1,13 @@
 """The peers of quantization.py: each reads prompts and then a token a row at a time, all through its own cache."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
 
+from stemma.data.tokenizers import Tokenizer
 from stemma.families.mistral.model import Mistral
 
 THREADS = torch.get_num_threads()
@@ -137,13 +139,13 @@ class LlamaCpp:
         return int(np.ctypeslib.as_array(logits, (self.vocabulary,)).argmax())
 
 
-def write_gguf(path: Path, model: Mistral, precision: str) -> None:
-    """Write a model without a tokenizer as llama.cpp reads it."""
+def write_gguf(path: Path, model: Mistral, precision: str, tokenizer: Tokenizer | None = None) -> None:
+    """Write a model as llama.cpp reads it, with its byte-level BPE tokenizer or without one."""
     import gguf
 
     config = model.config
-    kinds = {"float32": "F32", "bfloat16": "BF16", "int8": "Q8_0", "int4": "Q4_0"}
-    kind = gguf.GGMLQuantizationType[kinds[precision]]
+    names = {"float32": "F32", "bfloat16": "BF16", "int8": "Q8_0", "int4": "Q4_0"}
+    kind = gguf.GGMLQuantizationType[names[precision]]
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_context_length(config.context)
     writer.add_embedding_length(config.hidden)
@@ -155,7 +157,25 @@ def write_gguf(path: Path, model: Mistral, precision: str) -> None:
     writer.add_rope_dimension_count(config.head_size)
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_vocab_size(config.vocabulary)
-    writer.add_tokenizer_model("none")
+    if tokenizer is None:
+        writer.add_tokenizer_model("none")
+    else:
+        types = gguf.TokenType
+        ids = range(config.vocabulary)
+        known = tokenizer.vocabulary
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("gpt-2")
+        writer.add_token_list([tokenizer.token(index) if index < known else f"<unused{index}>" for index in ids])
+        writer.add_token_types(
+            [
+                types.UNUSED if index >= known else types.CONTROL if index in tokenizer.special else types.NORMAL
+                for index in ids
+            ]
+        )
+        merges = json.loads(tokenizer.backend.to_str())["model"]["merges"]
+        writer.add_token_merges([" ".join(merge) for merge in merges])
+        writer.add_eos_token_id(tokenizer.separator)
+        writer.add_add_bos_token(False)
     tensors = {"token_embd": model.token_embedding.weight, "output": model.output_weight}
     norms = {"output_norm": model.final_norm.weight}
     for number, block in enumerate(model.blocks):
