@@ -11,6 +11,7 @@ from stemma.cli import main
 from stemma.data.tokenizers import train_tokenizer
 from stemma.families import load, save
 from stemma.families.gpt.model import GPT, GPTConfig
+from stemma.inference import compiled_step
 from stemma.inference.generate import generate
 
 
@@ -150,3 +151,11 @@ def test_a_missing_model_is_one_line(monkeypatch, capsys):
         main()
     error = capsys.readouterr().err
     assert end.value.code == 2 and error.count("\n") == 1 and "runs/none-such" in error
+
+
+def test_compiled_steps_write_the_same(run, directory, tokenizer, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(compiled_step, "_compiled", lambda: compiled.append(1) or compiled_step._step)
+    text = expected(directory, tokenizer, "the dog", max_new_tokens=20, temperature=0)[0].text
+    assert run("--prompt", "the dog", "-n", "20", "--temperature", "0", "--compile") == (0, text + "\n", "")
+    assert len(compiled) == 19

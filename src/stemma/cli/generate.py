@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -57,6 +58,9 @@ def generate(
         str | None, typer.Option(help="Hold the weights in fewer bits: int8, int4 or int4:64.", show_default="no")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="On a GPU: compile the steps first, for long texts or many.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON for each continuation.")] = False,
     log_probabilities: Annotated[
         bool, typer.Option("--log-probabilities", help="Of each token, by the model's own distribution.")
@@ -89,7 +93,7 @@ def generate(
         quantize_(network, quantize)
     tokenizer = load_tokenizer(model)
     printer = Printer(prompts, as_json, streaming=len(prompts) == samples == beams == 1)
-    with prepacked(network, len(prompts) * samples * beams, release=None):
+    with nullcontext() if compiled else prepacked(network, len(prompts) * samples * beams, release=None):
         generations = run(
             network,
             tokenizer,
@@ -107,6 +111,7 @@ def generate(
             length_penalty=length_penalty,
             log_probabilities=log_probabilities,
             truncate=truncate,
+            compiled=compiled,
             on_text=printer.piece,
         )
     printer.finish(generations, tokenizer)

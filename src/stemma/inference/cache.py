@@ -77,6 +77,10 @@ class DenseCache(BufferedCache):
         """Number of rows in use."""
         return len(self.starts)
 
+    def starts_and_ends(self) -> tuple[list[int], list[int]]:
+        """Return for each row the slot of its first token, and that of its next one."""
+        return self.starts, [self.end] * self.rows
+
     def prompts(self, rows: Sequence[int]) -> "PackedPrompts":
         """Return a view of the cache that takes the prompts of some rows packed one behind the other."""
         return PackedPrompts(self, rows)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from stemma.inference.cache import DenseCache
+from stemma.inference.compiled_step import SLOTS, CompiledStep
 
 PIECE_TOKENS = 1024  # prompts are packed to about so many tokens a forward pass: enough for the products to be fast
 
@@ -19,16 +20,25 @@ class Decoder:
         model: with `hidden(tokens, cache=)`, `logits(hidden)`, `output_weight` and a `config` as `DenseCache.for_model`
             needs it. prompts: token ids, at least one each. copies: default one row a prompt.
         new_tokens: most tokens that will be generated a row.
+        compiled: run `step` as compiled code (see `inference.compiled_step`).
     """
 
     def __init__(
-        self, model: Any, prompts: Sequence[Sequence[int]], *, copies: Sequence[int] | None = None, new_tokens: int
+        self,
+        model: Any,
+        prompts: Sequence[Sequence[int]],
+        *,
+        copies: Sequence[int] | None = None,
+        new_tokens: int,
+        compiled: bool = False,
     ) -> None:
         self.model, self.prompts = model, prompts
         self.copies = list(copies) if copies is not None else [1] * len(prompts)
         self.device = model.output_weight.device
         longest = max(len(prompt) for prompt in prompts)
-        self.cache = self.new_cache(sum(self.copies), longest + new_tokens)
+        capacity = longest + new_tokens
+        self.cache = self.new_cache(sum(self.copies), -(-capacity // SLOTS) * SLOTS if compiled else capacity)
+        self._compiled = CompiledStep(model, self.cache) if compiled else None
 
     def new_cache(self, rows: int, capacity: int) -> DenseCache:
         """Return an empty cache for the model."""
@@ -52,6 +62,8 @@ class Decoder:
     @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:
         """Read the next token of each row, int64 [rows]; return float32 [rows, vocabulary], the logits of the next."""
+        if self._compiled is not None:
+            return self._compiled(tokens)
         hidden = self.model.hidden(tokens.unsqueeze(1), cache=self.cache)
         return self.model.logits(hidden.squeeze(1)).float()
 

@@ -30,6 +30,7 @@ def generate(
     length_penalty: float = 1.0,
     log_probabilities: bool = False,
     truncate: bool = False,
+    compiled: bool = False,
     on_text: Callable[[int, int, str], None] | None = None,
 ) -> list[Generation]:
     """Continue one or several prompts; return `samples` continuations of each, in the order of the prompts.
@@ -50,9 +51,11 @@ def generate(
             paper has it, / ((5 + length) / 6) ** length_penalty.
         truncate: of a prompt that does not fit, keep the end, leaving room for the new tokens in the context (half of
             it at least stays with the prompt).
+        compiled: run the steps as compiled code, for long texts on a GPU: the first step takes a minute, the next ones
+            are CUDA graphs (see `inference.compiled_step`). On a CPU it takes the place of prepacked weights.
         on_text: called as on_text(prompt, sample, piece) as soon as a piece of text is certain.
     Raises:
-        InputError: a prompt longer than the context, or an option out of its range.
+        InputError: a prompt longer than the context, an option out of its range, or a compiled encoder-decoder.
     """
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
     job = Job(
@@ -66,6 +69,7 @@ def generate(
         samples=samples,
         log_probabilities=log_probabilities,
         truncate=truncate,
+        compiled=compiled,
     )
     if beams != 1:
         job.search(beams, length_penalty)

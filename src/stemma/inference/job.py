@@ -97,6 +97,7 @@ class Job:
         samples: int = 1,
         log_probabilities: bool = False,
         truncate: bool = False,
+        compiled: bool = False,
     ) -> None:
         _check(model, tokenizer, max_new_tokens, stop, seed, samples)
         self.model, self.tokenizer, self.sampling, self.samples = model, tokenizer, sampling, samples
@@ -105,6 +106,9 @@ class Job:
         self.end = end_of_text(tokenizer)
         self.context: float = getattr(model.config, "context", math.inf)
         self.about = reads_source(model)  # the texts are written about their prompts; else they go on with them
+        if compiled and self.about:
+            raise InputError("compiled decoding is for models that go on with their prompt, not for a T5")
+        self.compiled = compiled
         if self.about:
             self.prompts = [encode_source(tokenizer, prompt) for prompt in prompts]
         else:
@@ -214,8 +218,10 @@ class Job:
                     text.accept(token, score, self.end)
 
     def _decoder(self, prompts: list[list[int]], copies: list[int], new_tokens: int) -> Decoder:
-        kind = SourceDecoder if self.about else decoder_of(self.model)
-        return kind(self.model, prompts, copies=copies, new_tokens=new_tokens)
+        if self.about:
+            return SourceDecoder(self.model, prompts, copies=copies, new_tokens=new_tokens)
+        kind = decoder_of(self.model)
+        return kind(self.model, prompts, copies=copies, new_tokens=new_tokens, compiled=self.compiled)
 
     def _uniform(self, texts: list[Text], steps: int) -> Tensor | None:
         """The draws, float64 [rows, steps]."""
@@ -240,7 +246,8 @@ class Job:
         return max(1, min(_MOST_ROWS, _CACHE_BYTES // row_bytes, len(self.texts)))
 
     def _fast_products(self, rows: int) -> AbstractContextManager[None]:
-        return prepacked(self.model, rows) if self.max_new_tokens >= PACK_FROM else nullcontext()
+        pays = self.max_new_tokens >= PACK_FROM and not self.compiled
+        return prepacked(self.model, rows) if pays else nullcontext()
 
     def _fitted(self, tokens: list[int], number: int, truncate: bool) -> list[int]:
         """Return a prompt's tokens as the model will read them."""

@@ -83,6 +83,10 @@ class RollingCache(BufferedCache):
         """Bytes of the buffers."""
         return sum(buffer.nbytes for buffer in [*self.keys, *self.values])
 
+    def starts_and_ends(self) -> tuple[list[int], list[int]]:
+        """Return for each row the slot of its first token, and that of its next one if it had a slot for each."""
+        return [0] * self.rows, self.lengths
+
     def pieces(self, rows: Sequence[int], lengths: Sequence[int]) -> "Pieces":
         """Return a view of the cache that takes the next lengths[i] tokens of row rows[i], packed one after another."""
         return Pieces(self, rows, lengths)
