@@ -94,7 +94,7 @@ class Server:
             )
 
     def __enter__(self) -> "Server":
-        end = time.monotonic() + 180
+        end = time.monotonic() + 600
         while time.monotonic() < end and self.process.poll() is None:
             try:
                 if httpx.get(f"{self.url}/health").status_code == 200:

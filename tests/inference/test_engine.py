@@ -160,7 +160,7 @@ def test_a_prompt_that_waits_is_hashed_once(make_model, tokenizer, monkeypatch):
         "stemma.inference.paged_cache.contents",
         lambda tokens, *others: (hashed.append(len(tokens)), contents(tokens, *others))[1],
     )
-    engine = small_cache(Engine(make_model(context=128), tokenizer), 110)
+    engine = small_cache(Engine(make_model(context=128), tokenizer), 96)
     long = tokenizer.encode("the lazy dog jumps fox " * 20)[:80]
     requests = [Request(long[:40], 50, GREEDY, ignore_end=True), Request(long[::-1], 1, GREEDY)]
     waited, own = [], engine._forward

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 GROUPS = (32, 64, 128)  # how many weights of a row may share a scale in int4
 _BLOCK = 64  # outputs that PyTorch packs together for AVX-512
+_NARROW, _ENOUGH_ROWS = 256, 8  # outputs; oneDNN multiplies 1 to 7 rows with so few by a loop that takes milliseconds
 _FEW_ROWS = 64  # up to which int4's own product is faster than unpacking and multiplying
 
 
@@ -110,10 +111,12 @@ class Int8Product:
         if len(rows) == 0:
             return x.new_empty(*x.shape[:-1], len(self._scales))
         rounded, by = self._round(rows)
-        if len(rows) == 1:  # one scale for the whole product, which can then finish in one step
+        if len(rows) < _ENOUGH_ROWS and len(self._scales) <= _NARROW:
+            rounded = F.pad(rounded, (0, 0, 0, _ENOUGH_ROWS - len(rows)))
+        if len(rounded) == 1:  # one scale for the whole product, which can then finish in one step
             y = self._multiply(rounded, by.item(), None if bias is None else bias.float(), x.dtype)
         else:
-            y = self._multiply(rounded, 1.0, None, torch.float32).mul_(by.unsqueeze(1))
+            y = self._multiply(rounded, 1.0, None, torch.float32)[: len(rows)].mul_(by.unsqueeze(1))
             y = (y if bias is None else y.add_(bias)).to(x.dtype)
         return y.view(*x.shape[:-1], -1)
 
