@@ -28,6 +28,7 @@ bench: .venv/dev
 	.venv/bin/python benchmarks/translation.py --quick
 	.venv/bin/python benchmarks/elmo.py --quick
 	.venv/bin/python benchmarks/quantization.py --quick
+	.venv/bin/python benchmarks/serving.py --quick
 
 lint: .venv/dev
 	.venv/bin/ruff check src tests benchmarks

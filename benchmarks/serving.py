@@ -290,6 +290,8 @@ def main() -> None:
                 except RuntimeError as error:
                     print(f"left out: {name}, {error}")
                     del servers[name]
+    if "stemma" not in servers:
+        raise SystemExit("nothing to compare with")
     ours = found["stemma"]
     lines = [
         line_of(name, clients, found[name][clients], ours[clients], new_tokens)

@@ -98,6 +98,23 @@ def test_int4_is_the_product_of_rounded_weights(rows, outputs, group):
 
 
 @needs_int8
+def test_few_rows_of_a_narrow_weight_are_made_more(monkeypatch):
+    """oneDNN has no fast code for them."""
+    seen, own = [], Int8Product._multiply
+
+    def multiply(self, rounded, *others):
+        seen.append(len(rounded))
+        return own(self, rounded, *others)
+
+    monkeypatch.setattr(Int8Product, "_multiply", multiply)
+    for outputs in (256, 320):
+        product = Int8Product(*round_int8(torch.randn(outputs, 96)))
+        for rows in (1, 7, 9):
+            assert product(torch.randn(rows, 96)).shape == (rows, outputs)
+    assert seen == [8, 8, 9, 1, 7, 9]
+
+
+@needs_int8
 def test_rows_do_not_depend_on_their_batch():
     product = make_product(weight_of(64, 96), 8, 32)
     x = torch.randn(9, 96, generator=torch.Generator().manual_seed(1))
