@@ -69,7 +69,7 @@ class Engine:
         self.guessed = self.guessed_right = 0  # tokens
         self._waiting: deque[RunningText] = deque()
         self._running: list[RunningText] = []  # the oldest first
-        self._numbers = self._steps = 0
+        self._numbers = self._turns = 0
         self._news: list[Update] = []
         windows = [group.window for group in self.cache.groups if group.window is not None]
         self._sure_piece = min([*windows, budget])  # so long a piece finds blocks when its text is alone
@@ -169,7 +169,6 @@ class Engine:
     def _schedule(self) -> None:
         """Decide what is read in this step: first for the running texts, then pieces of prompts that wait."""
         self._pieces: list[tuple[RunningText, Piece]] = []
-        self._steps += 1
         budget = self.budget
         writing = [text for text in self._running if text.unread == 1]
         guesses = dict(zip(writing, self._guesses(writing, budget), strict=True))
@@ -234,7 +233,8 @@ class Engine:
 
     def _add(self, text: RunningText, count: int, drafts: Sequence[int] = ()) -> None:
         assert text.pages is not None
-        text.served = self._steps
+        self._turns += 1
+        text.served = self._turns
         start = text.pages.length
         tokens = [*text.tokens[start : start + count], *drafts]
         self._pieces.append((text, Piece(text.pages, tokens, len(drafts), causal=start >= text.whole)))

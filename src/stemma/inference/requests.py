@@ -105,7 +105,7 @@ class RunningText:
         self.pages: Pages | None = None
         self.chain: list[Content] = []  # of its full blocks, as far as somebody looked for them
         self.reused = 0
-        self.served = 0  # the engine's last step that read something of it
+        self.served = 0  # the engine's count of turns when it last read something of it
         self.siblings: list[RunningText] = []  # they begin where this one has read the prompt
         self.finish_reason: FinishReason | None = None
         self._prompt_counts: Counter[int] | None = None
