@@ -71,7 +71,7 @@ def true_reward(episodes: Sequence[Episode]) -> list[float]:
     sentence.
     """
     known = known_words()
-    return [worth(episode.prompt, episode.response, episode.ended, known) for episode in episodes]
+    return [worth(str(episode.prompt), episode.response, episode.ended, known) for episode in episodes]
 
 
 def worth(prompt: str, response: str, ended: bool, known: frozenset[str]) -> float:

@@ -53,7 +53,10 @@ class PPO:
         if self.recipe.reward.whiten:
             rewards = whiten(rewards, mask, keep_mean=True)
         advantages, returns = gae(rewards, values, mask, discount=update.discount, decay=update.decay)
-        reported = {"explained_variance": explained_variance(values, returns, mask), "value": float(values[mask].mean())}
+        reported = {
+            "explained_variance": explained_variance(values, returns, mask),
+            "value": float(values[mask].mean()),
+        }
         if update.whiten:
             advantages = whiten(advantages, mask)
         old, other = recollection.log_probabilities, recollection.reference

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from stemma.alignment.advantages import GroupScale
 from stemma.alignment.policy_losses import Estimator, Reduction
 from stemma.finetuning.recipe import LoRARecipe
-from stemma.training.recipe import EvaluationRecipe, RunRecipe, Section
+from stemma.training.recipe import DataRecipe, EvaluationRecipe, OutputRecipe, RunRecipe, Section
 from stemma.training.recipe_source import RecipeSource, find_recipe
 
 # Sections that decide the resulting weights.
@@ -118,17 +117,15 @@ class ReferenceRecipe(Section):
     horizon: int | None = Field(default=None, gt=0)
 
 
-class PretrainingRecipe(Section):
+class PretrainingRecipe(DataRecipe):
     """Gradients of pretraining mixed into every update: PPO-ptx (Ouyang et al. 2022, section 3.5, equation 2).
 
     Args:
-        source: the corpus, as `data.source` of `stemma pretrain`. coefficient: of its loss, a mean over tokens; 27.8
-            in the paper, whose losses are scaled otherwise. batch: sequences of an update. length: tokens of each.
+        source and so on: the corpus, as in recipes of pretraining; what is held out there is held out here.
+        coefficient: of its loss, a mean over tokens; 27.8 in the paper, whose losses are scaled otherwise.
+        batch: sequences of an update. length: tokens of each.
     """
 
-    source: str = "python"
-    field: str = "text"
-    documents: Literal["file", "paragraph", "line"] = "file"
     coefficient: float = Field(default=1.0, gt=0)
     batch: int = Field(default=8, gt=0)
     length: int = Field(default=128, gt=1)
@@ -155,6 +152,13 @@ class ReinforcementEvaluationRecipe(EvaluationRecipe):
     shown: int = Field(default=2, ge=0)
 
 
+class ReinforcementOutputRecipe(OutputRecipe):
+    """What is written and how often, in rollouts."""
+
+    save_every: int = Field(default=10, gt=0)
+    log_every: int = Field(default=1, gt=0)
+
+
 class ReinforcementRecipe(RunRecipe):
     """What PPO and GRPO share. `training.steps` counts rollouts, `training.batch` the prompts of one.
 
@@ -172,12 +176,17 @@ class ReinforcementRecipe(RunRecipe):
     pretraining: PretrainingRecipe | None = None
     rails: RailsRecipe = RailsRecipe()
     evaluation: ReinforcementEvaluationRecipe = ReinforcementEvaluationRecipe()
+    output: ReinforcementOutputRecipe = ReinforcementOutputRecipe()
 
     @model_validator(mode="after")
     def _what_is_read(self) -> "ReinforcementRecipe":
-        defaults = {"training": ("ramp", "length", "epochs", "layer_decay"), "evaluation": ("tokens", "patience")}
-        for section, names in defaults.items():
-            given = next((name for name in names if getattr(getattr(self, section), name) is not None), None)
+        others = {
+            "training": ("ramp", "length", "epochs", "layer_decay"),
+            "evaluation": ("tokens", "patience"),
+            "execution": ("compile", "checkpoint_activations"),
+        }
+        for section, names in others.items():
+            given = next((name for name in names if getattr(getattr(self, section), name)), None)
             if given is not None:
                 raise ValueError(f"{section}.{given} is not used by learning from rewards")
         return self

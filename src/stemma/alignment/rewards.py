@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stemma.alignment.conversations import Prompt
 from stemma.alignment.reading import Sample
 from stemma.errors import InputError, closest
 
@@ -27,12 +28,12 @@ class Episode:
     """A prompt and the response to it, to be judged.
 
     Args:
-        prompt: its text. response: text, without what ended it. ended: whether the policy ended it.
+        prompt: as it stands in its file, a text or a list of messages. response: text, without what ended it. ended: whether the policy ended it.
         row: what else stands beside the prompt in its file: an answer to check against, for instance.
         sample: token ids; those of the response with what ended it.
     """
 
-    prompt: str
+    prompt: Prompt
     response: str
     ended: bool = True
     row: Mapping[str, Any] = field(default_factory=dict)
