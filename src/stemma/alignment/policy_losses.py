@@ -76,6 +76,6 @@ def penalized_rewards(scores: Tensor, kl: Tensor, mask: Tensor, coefficient: flo
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """Return 1 - mean((values - returns)^2) / variance(returns) over the mask: 1 is perfect, 0 no better than a mean."""
+    """Return 1 - mean((values - returns)^2) / variance(returns) over the mask: 1 is perfect, 0 as good as a mean."""
     error = (values - returns)[mask].square().mean()
     return float(1 - error / returns[mask].var(correction=0).clamp_min(1e-8))

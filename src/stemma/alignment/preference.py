@@ -7,20 +7,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from stemma import families
 from stemma.alignment.conversations import Renderer
 from stemma.alignment.judges import Judge, judge_by_endpoint, judge_by_reward
-from stemma.alignment.prompts import read_prompts, rendered
-from stemma.alignment.reading import reading_of
+from stemma.alignment.prompts import read_prompts
 from stemma.alignment.reward_model import load_reward_model
 from stemma.alignment.rewards import Episode, Reward, is_function, load_function
-from stemma.alignment.rollouts import require_room, write_responses
-from stemma.data.tokenizers import load_tokenizer
+from stemma.alignment.rollouts import LoadedPolicy
 from stemma.errors import InputError
 from stemma.evaluation.intervals import Interval, over_examples
 from stemma.families.directory import resolve
 from stemma.inference.chat_template import ChatTemplate
-from stemma.training.batches import derived_seed
 
 RESPONSE = "response"  # the column of demonstrations
 
@@ -91,23 +87,11 @@ def writer_of(
         if missing is not None:
             raise InputError(f"{prompts}: row {missing} has no '{RESPONSE}' to compare with; name another model")
         return lambda: [Episode(row.prompt, str(text), True, row.row) for row, text in zip(rows, texts, strict=True)]
-    directory = resolve(model)
-    network, tokenizer = families.load(directory, device=device), load_tokenizer(directory)
-    renderer = Renderer(network, tokenizer, reading_of(network, tokenizer).end, ChatTemplate.read(directory))
-    answered = rendered(rows, renderer)
-    require_room(network, [prompt.tokens for prompt in answered], longest)
+    policy = LoadedPolicy(model, device)
 
     def write() -> list[Episode]:
-        found = write_responses(
-            network,
-            tokenizer,
-            [prompt.tokens for prompt in answered],
-            seeds=[derived_seed(seed, number) for number in range(len(answered))],
-            longest=longest,
-            temperature=temperature,
-        )
-        pairs = zip(answered, found, strict=True)
-        return [Episode(prompt.prompt, one.text, one.ended, prompt.row) for prompt, (one,) in pairs]
+        found = policy.write(rows, longest=longest, seed=seed, temperature=temperature)
+        return [Episode(row.prompt, one.text, one.ended, row.row) for row, (one,) in zip(rows, found, strict=True)]
 
     return write
 

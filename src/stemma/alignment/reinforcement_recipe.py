@@ -7,7 +7,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from stemma.alignment.advantages import GroupScale
 from stemma.alignment.policy_losses import Estimator, Reduction
-from stemma.finetuning.recipe import LoRARecipe
+from stemma.finetuning.recipe import SMALL_MODEL, LoRARecipe
+from stemma.finetuning.run import family_and_size
 from stemma.training.recipe import DataRecipe, EvaluationRecipe, OutputRecipe, RunRecipe, Section
 from stemma.training.recipe_source import RecipeSource, find_recipe
 
@@ -236,3 +237,13 @@ def build_recipe(
         return kind.model_validate(source.content)
     except ValidationError as error:
         raise source.explain(error, kind) from error
+
+
+def recipe_for(method: str, model: str) -> str:
+    """Return the name of the shipped recipe for a model of a checkpoint's size.
+
+    Raises:
+        InputError: no such checkpoint.
+    """
+    _, parameters = family_and_size(model)
+    return f"align/{method}-tiny" if parameters < SMALL_MODEL else f"align/{method}"

@@ -28,7 +28,8 @@ class Episode:
     """A prompt and the response to it, to be judged.
 
     Args:
-        prompt: as it stands in its file, a text or a list of messages. response: text, without what ended it. ended: whether the policy ended it.
+        prompt: as it stands in its file, a text or a list of messages. response: text, without what ended it.
+        ended: whether the policy ended it.
         row: what else stands beside the prompt in its file: an answer to check against, for instance.
         sample: token ids; those of the response with what ended it.
     """

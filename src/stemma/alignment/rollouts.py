@@ -2,16 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+
+from stemma import families
+from stemma.alignment.conversations import Renderer
+from stemma.alignment.prompts import PromptRow, rendered
+from stemma.alignment.reading import reading_of
+from stemma.data.tokenizers import Tokenizer, load_tokenizer
 from stemma.errors import InputError
+from stemma.families.directory import resolve
+from stemma.inference.chat_template import ChatTemplate
 from stemma.inference.engine import Engine
 from stemma.inference.requests import Request
 from stemma.inference.sampling import Sampling
+from stemma.training.batches import derived_seed
 
-if TYPE_CHECKING:
-    from stemma.data.tokenizers import Tokenizer
-
+AT_ONCE = 256  # responses that a loaded policy writes
 LEAST_BUDGET = 512  # tokens that a step of the engine reads
 
 
@@ -32,7 +40,7 @@ class Response:
 
 def write_responses(
     model: Any,
-    tokenizer: "Tokenizer",
+    tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
     *,
     seeds: Sequence[int],
@@ -76,6 +84,46 @@ def write_responses(
                     ended = news.finish_reason in ("end", "stop")
                     written[key] = Response(list(ids), texts[key], ended, list(scores))
     return [[written[number, sample] for sample in range(samples)] for number in numbers]
+
+
+class LoadedPolicy:
+    """A checkpoint that answers prompts.
+
+    Raises:
+        InputError: no such checkpoint, or a model that writes no text.
+    """
+
+    def __init__(self, path_or_hub_id: str, device: torch.device | None = None) -> None:
+        directory = resolve(path_or_hub_id)
+        self.model, self.tokenizer = families.load(directory, device=device), load_tokenizer(directory)
+        end = reading_of(self.model, self.tokenizer).end
+        self.renderer = Renderer(self.model, self.tokenizer, end, ChatTemplate.read(directory))
+
+    def write(
+        self, rows: Sequence[PromptRow], *, longest: int, seed: int, temperature: float = 1.0, samples: int = 1
+    ) -> list[list[Response]]:
+        """Return responses to each prompt (see `write_responses`), a few prompts at a time.
+
+        Raises:
+            InputError: a prompt that leaves no room for a response, or that the chat template does not take.
+        """
+        prompts = [prompt.tokens for prompt in rendered(rows, self.renderer)]
+        require_room(self.model, prompts, longest)
+        size = max(AT_ONCE // samples, 1)
+        found: list[list[Response]] = []
+        for start in range(0, len(prompts), size):
+            part = prompts[start : start + size]
+            seeds = [derived_seed(seed, number) for number in range(start, start + len(part))]
+            found += write_responses(
+                self.model,
+                self.tokenizer,
+                part,
+                seeds=seeds,
+                longest=longest,
+                temperature=temperature,
+                samples=samples,
+            )
+        return found
 
 
 def require_room(model: Any, prompts: Sequence[Sequence[int]], longest: int) -> None:
