@@ -52,7 +52,7 @@ def directory_of(family: str, folder: Path) -> Path:
 
 def prompts_file(folder: Path) -> Path:
     """Forty prompts, each with an answer beside it."""
-    words = "the quick brown fox jumps over lazy dog while cat sings".split()
+    words = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "while", "cat", "sings"]
     rows = [{"prompt": f"{a} {b}", "answer": b} for a in words for b in words[:4]]
     path = folder / "prompts.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -8,7 +8,6 @@ from oracles import needs_oracle, oracle
 
 from stemma.alignment.advantages import gae, group_advantages, whiten
 
-
 LENGTHS = (5, 1, 3)
 SETTINGS = [(1.0, 0.95), (1.0, 1.0), (1.0, 0.0), (0.99, 0.95), (0.9, 0.5)]
 

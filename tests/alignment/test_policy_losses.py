@@ -17,7 +17,6 @@ from stemma.alignment.policy_losses import (
 )
 from stemma.alignment.rewards import without_end
 
-
 LENGTHS, CLIP = (4, 1, 2), 0.2
 
 
@@ -154,9 +153,7 @@ def test_rewards_and_the_controller_equal_the_reference():
         torch.testing.assert_close((kl * mask).sum(1), given[f"sequence_{kind}"])
     replaced = without_end(scores, given["ended"], score=None, penalty=None)
     torch.testing.assert_close(replaced, given["scores_replaced"])
-    torch.testing.assert_close(
-        without_end(scores, given["ended"], score=None, penalty=1.0), given["scores_subtracted"]
-    )
+    torch.testing.assert_close(without_end(scores, given["ended"], score=None, penalty=1.0), given["scores_subtracted"])
     kl = kl_estimate(ours, theirs, "k1")
     torch.testing.assert_close(penalized_rewards(replaced, kl, mask, 0.05), given["rewards_k1_replaced"])
     given = oracle("controller")

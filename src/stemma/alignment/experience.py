@@ -8,7 +8,7 @@ a reference that it equals is exactly 0.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor
 from stemma.alignment.reading import IGNORED, Batch, Reading, Sample
 from stemma.inference.sampling import log_probabilities_of
 from stemma.layers.linear import linear
+from stemma.layers.token_log_probabilities import chunk_rows, token_log_probabilities
 from stemma.training.lora import without_lora
 
 
@@ -69,15 +70,14 @@ class Policy:
     vocabulary: int
     temperature: float
 
-    def logits(self, model: Any, part: Part) -> Tensor:
-        """Return the logits that a part's tokens are drawn by, float32 [tokens, vocabulary]."""
-        states = self.reading.states(model, part.batch)
-        logits = linear(states, model.output_weight[: self.vocabulary]).float()
-        return logits if self.temperature == 1 else logits / self.temperature
+    def output(self, model: Any) -> Tensor:
+        """Return the output projection of the tokens that there are, float [vocabulary, hidden]."""
+        return model.output_weight[: self.vocabulary]
 
     def log_probabilities(self, part: Part) -> Tensor:
         """Return those of a part's tokens as the policy is now, float32 [tokens], with gradients."""
-        return log_probabilities_of(part.tokens, self.logits(self.model, part))
+        states = self.reading.states(self.model, part.batch)
+        return token_log_probabilities(states, self.output(self.model), part.tokens, self.temperature)
 
     @contextmanager
     def as_reference(self) -> Iterator[Any]:
@@ -107,19 +107,35 @@ class Recollection:
 @torch.no_grad()
 def recollect(policy: Policy, parts: Sequence[Part], mask: Tensor) -> Recollection:
     """Read a rollout again as the updates will, without gradients."""
-    found = Recollection(*(torch.zeros(mask.shape, device=mask.device) for _ in range(4)))
+    found = [torch.zeros(mask.shape, device=mask.device) for _ in fields(Recollection)]
     for part in parts:
-        logits = policy.logits(policy.model, part)
+        ours = policy.reading.states(policy.model, part.batch)
         with policy.as_reference() as reference:
-            other = policy.logits(reference, part)
-        ours, theirs = logits.log_softmax(-1), other.log_softmax(-1)
-        shares = ours.exp()
-        rows, kept = part.rows, mask[part.rows]
-        found.log_probabilities[rows] = spread(log_probabilities_of(part.tokens, logits), kept)
-        found.reference[rows] = spread(log_probabilities_of(part.tokens, other), kept)
-        found.entropy[rows] = spread(-(shares * ours).sum(-1), kept)
-        found.kl[rows] = spread((shares * (ours - theirs)).sum(-1), kept)
-    return found
+            theirs = policy.reading.states(reference, part.batch)
+            weights = policy.output(policy.model), policy.output(reference)
+        rows = chunk_rows(weights[0])
+        chunks = zip(ours.split(rows), theirs.split(rows), part.tokens.split(rows), strict=True)
+        numbers = [_compare(one, other, tokens, weights, policy.temperature) for one, other, tokens in chunks]
+        for tensor, values in zip(found, zip(*numbers, strict=True), strict=True):
+            tensor[part.rows] = spread(torch.cat(values), mask[part.rows])
+    return Recollection(*found)
+
+
+def _compare(
+    ours: Tensor, theirs: Tensor, tokens: Tensor, weights: tuple[Tensor, Tensor], temperature: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the fields of `Recollection` of some tokens; the first two as `token_log_probabilities` computes them."""
+    logits, other = (
+        linear(states, weight).float() / temperature for states, weight in zip((ours, theirs), weights, strict=True)
+    )
+    own, reference = logits.log_softmax(-1), other.log_softmax(-1)
+    shares = own.exp()
+    return (
+        log_probabilities_of(tokens, logits),
+        log_probabilities_of(tokens, other),
+        -(shares * own).sum(-1),
+        (shares * (own - reference)).sum(-1),
+    )
 
 
 def divide(

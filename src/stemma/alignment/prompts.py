@@ -1,14 +1,13 @@
 """The prompts that a policy answers, from a file or a data set."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stemma.alignment.conversations import Prompt, Renderer, checked_messages
+from stemma.alignment.conversations import Prompt, Renderer
+from stemma.alignment.dialogues import key_of, prompt_of, read_parts
 from stemma.data.content_hashes import digest
-from stemma.data.readers import missing_field
 from stemma.data.tables import read_rows
 from stemma.errors import InputError
 
@@ -19,11 +18,6 @@ class PromptRow:
 
     prompt: Prompt
     row: Mapping[str, Any]
-
-    @property
-    def key(self) -> str:
-        """The prompt as one string, by which prompts are told apart."""
-        return json.dumps(self.prompt)
 
 
 @dataclass(frozen=True)
@@ -41,17 +35,28 @@ def read_prompts(source: str) -> list[PromptRow]:
     """
     found = []
     for row, origin in read_rows(Path(source)):
-        prompt = row.get("prompt")
-        if prompt is None:
-            raise missing_field("prompt", row, origin)
-        if not isinstance(prompt, str):
-            prompt = checked_messages(prompt, origin)
-        elif not prompt:
+        prompt = prompt_of(row, "prompt", origin)
+        if not prompt:
             raise InputError(f"{origin}: the prompt is empty")
         found.append(PromptRow(prompt, {name: value for name, value in row.items() if name != "prompt"}))
     if not found:
         raise InputError(f"{source}: no rows, expected at least one prompt")
     return found
+
+
+def read_both(source: str, held_out: str | float) -> tuple[list[PromptRow], list[PromptRow]]:
+    """Return the prompts to train on and those that are held out: another file, or a share by a hash of the prompt.
+
+    Raises:
+        InputError: see `read_prompts`, or the share leaves nothing of one kind.
+    """
+    prompts, others = read_parts(source, held_out, read_prompts, lambda row: key_of(row.prompt))
+    if not prompts or not others:
+        raise InputError(
+            f"prompts.held_out: {held_out} of {source} leaves {len(prompts):,} prompts to train on and {len(others):,} "
+            "to evaluate on, expected some of each"
+        )
+    return prompts, others
 
 
 def rendered(rows: Sequence[PromptRow], renderer: Renderer) -> list[PolicyPrompt]:
@@ -63,23 +68,6 @@ def rendered(rows: Sequence[PromptRow], renderer: Renderer) -> list[PolicyPrompt
     return [PolicyPrompt(row.prompt, row.row, renderer.prompt(row.prompt)) for row in rows]
 
 
-def hold_out(prompts: Sequence[PromptRow], share: float) -> tuple[list[PromptRow], list[PromptRow]]:
-    """Return the prompts to train on and those that are held out, by a hash of the text; at least one of each.
-
-    Raises:
-        InputError: there is one prompt only, or the share leaves nothing of one kind.
-    """
-    held = [int(digest([prompt.key])[:8], 16) / 2**32 < share for prompt in prompts]
-    kept = [prompt for prompt, out in zip(prompts, held, strict=True) if not out]
-    out = [prompt for prompt, out in zip(prompts, held, strict=True) if out]
-    if not kept or not out:
-        raise InputError(
-            f"prompts.held_out: a share of {share:g} of {len(prompts):,} prompts leaves {len(kept):,} to train on and "
-            f"{len(out):,} to evaluate on; expected some of each"
-        )
-    return kept, out
-
-
 def fingerprint_of(prompts: Sequence[PromptRow]) -> str:
     """Return a hash of the prompts and of what stands beside them."""
-    return digest([f"{prompt.key}\0{dict(prompt.row)!r}" for prompt in prompts])
+    return digest([f"{key_of(prompt.prompt)}\0{dict(prompt.row)!r}" for prompt in prompts])

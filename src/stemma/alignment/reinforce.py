@@ -15,23 +15,26 @@ from stemma.alignment.experience import Policy
 from stemma.alignment.grpo import GRPO
 from stemma.alignment.ppo import PPO
 from stemma.alignment.pretraining_mix import PretrainingMix
-from stemma.alignment.prompts import fingerprint_of, hold_out, read_prompts, rendered
+from stemma.alignment.prompts import fingerprint_of, read_both, rendered
 from stemma.alignment.reading import Reading, reading_of
+from stemma.alignment.recipe import read_recipe
 from stemma.alignment.reinforcement import Ended, Method, ReinforcementTrainer, RewardTask
-from stemma.alignment.reinforcement_recipe import DECISIVE, GRPORecipe, PPORecipe, ReinforcementRecipe, build_recipe
+from stemma.alignment.reinforcement_recipe import DECISIVE, GRPORecipe, PPORecipe, ReinforcementRecipe
 from stemma.alignment.reward_model import RewardModel, load_reward_model
 from stemma.alignment.rewards import Reward, is_function, load_function
 from stemma.alignment.rollouts import require_room
+from stemma.alignment.stage import Pupil, merged, save_language_model
 from stemma.data.tokenizers import Tokenizer, load_tokenizer
 from stemma.errors import InputError
 from stemma.families.directory import resolve
 from stemma.inference.chat_template import ChatTemplate
 from stemma.training.batches import derived_seed
 from stemma.training.hardware import choose_device, prepare_processor
-from stemma.training.lora import LoRAConfig, add_lora, merge_lora
+from stemma.training.lora import LoRAConfig, add_lora
 from stemma.training.objective import Display
 from stemma.training.progress import Silent
 from stemma.training.run_directory import claim, locked
+from stemma.training.saving import holding
 
 
 def reinforce(
@@ -55,7 +58,7 @@ def reinforce(
             recipe,
             overwrite=overwrite,
             say=shown.say,
-            read=lambda path: build_recipe(kind, path, ()),
+            read=lambda path: read_recipe(kind, path),
             decisive=DECISIVE,
         )
         for line in lines:
@@ -91,13 +94,8 @@ def _build(
     device = choose_device(recipe.execution.device)
     model, tokenizer = families.load(directory, dtype=torch.float32, device=device), load_tokenizer(directory)
     reading = reading_of(model, tokenizer)
-    template = ChatTemplate.read(directory)
-    renderer = Renderer(model, tokenizer, reading.end, template)
-    rows = read_prompts(recipe.prompts.source)
-    if isinstance(recipe.prompts.held_out, str):
-        others = read_prompts(recipe.prompts.held_out)
-    else:
-        rows, others = hold_out(rows, recipe.prompts.held_out)
+    renderer = Renderer(model, tokenizer, reading.end, ChatTemplate.read(directory))
+    rows, others = read_both(recipe.prompts.source, recipe.prompts.held_out)
     prompts, held_out = rendered(rows, renderer), rendered(others, renderer)
     require_room(model, [prompt.tokens for prompt in [*prompts, *held_out]], recipe.rollout.longest)
     reward = reward_of(recipe.reward.source, tokenizer, device)
@@ -133,7 +131,7 @@ def _build(
         f"reward     {recipe.reward.source}",
         f"policy     {recipe.model}: {trained:,} parameters trained{' with the values' if value is not None else ''}",
     ]
-    return method, task, _publisher(model, tokenizer, template), lines
+    return method, task, _publisher(Pupil(model, tokenizer, reading, renderer)), lines
 
 
 def _value_model(recipe: PPORecipe, model: Any, tokenizer: Tokenizer, reading: Reading) -> RewardModel:
@@ -155,16 +153,11 @@ def _same_tokens(source: str, own: Tokenizer, tokenizer: Tokenizer) -> None:
         raise InputError(f"{source}: its tokenizer is not the policy's, so it cannot read what the policy writes")
 
 
-def _publisher(
-    model: Any, tokenizer: Tokenizer, template: ChatTemplate | None
-) -> Callable[[Mapping[str, Tensor], Path], None]:
+def _publisher(pupil: Pupil) -> Callable[[Mapping[str, Tensor], Path], None]:
     """Return what writes weights of the policy as a checkpoint directory; adapters are merged into them."""
 
     def publish(weights: Mapping[str, Tensor], directory: Path) -> None:
-        whole = deepcopy(model)
-        whole.load_state_dict(dict(weights), strict=False)  # buffers are the model's own
-        families.save(merge_lora(whole), tokenizer, directory)
-        if template is not None:
-            template.save(directory)
+        with holding(pupil.model, weights):
+            save_language_model(pupil, merged(pupil.model), directory)
 
     return publish

@@ -1,16 +1,12 @@
 """What decides a run of PPO or GRPO."""
 
-from collections.abc import Iterable
-from pathlib import Path
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from stemma.alignment.advantages import GroupScale
 from stemma.alignment.policy_losses import Estimator, Reduction
-from stemma.finetuning.recipe import SMALL_MODEL, LoRARecipe
-from stemma.finetuning.run import family_and_size
+from stemma.finetuning.recipe import LoRARecipe
 from stemma.training.recipe import DataRecipe, EvaluationRecipe, OutputRecipe, RunRecipe, Section
-from stemma.training.recipe_source import RecipeSource, find_recipe
 
 # Sections that decide the resulting weights.
 DECISIVE = (
@@ -220,30 +216,3 @@ class GRPORecipe(ReinforcementRecipe):
         if self.rollout.samples < 2:
             raise ValueError("rollout.samples must be at least 2: advantages compare the responses to one prompt")
         return self
-
-
-def build_recipe(
-    kind: type[ReinforcementRecipe], name_or_path: str | Path, overrides: Iterable[str]
-) -> ReinforcementRecipe:
-    """Read a recipe, shipped or of one's own, with `section.key=value` instead of what it says.
-
-    Raises:
-        InputError: no such recipe, an unknown key or a bad value.
-    """
-    source = RecipeSource(find_recipe(name_or_path))
-    for override in overrides:
-        source.override(override)
-    try:
-        return kind.model_validate(source.content)
-    except ValidationError as error:
-        raise source.explain(error, kind) from error
-
-
-def recipe_for(method: str, model: str) -> str:
-    """Return the name of the shipped recipe for a model of a checkpoint's size.
-
-    Raises:
-        InputError: no such checkpoint.
-    """
-    _, parameters = family_and_size(model)
-    return f"align/{method}-tiny" if parameters < SMALL_MODEL else f"align/{method}"

@@ -66,7 +66,9 @@ def docstrings(
     out: Annotated[Path, typer.Argument(help="The folder to write to.", metavar="FOLDER")],
     sampled_from: Annotated[
         str | None,
-        typer.Option(help="A model whose responses are ranked, for a reward model: comparisons.jsonl.", metavar="MODEL"),
+        typer.Option(
+            help="A model whose responses are ranked, for a reward model: comparisons.jsonl.", metavar="MODEL"
+        ),
     ] = None,
     samples: Annotated[int, typer.Option(min=2, help="Responses to a prompt that are ranked.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Of these.")] = 1,
@@ -92,15 +94,16 @@ def _run(kind: "type[ReinforcementRecipe]", name: str, given: dict[str, Any]) ->
     from rich.console import Console
 
     from stemma.alignment.curves import CurvesDisplay
+    from stemma.alignment.recipe import SMALL_MODEL, build_recipe
     from stemma.alignment.reinforce import reinforce
-    from stemma.alignment.reinforcement_recipe import build_recipe, recipe_for
+    from stemma.finetuning.run import family_and_size
     from stemma.training.non_finite import Diverged
 
-    wanted = {"model": given["model"], "prompts.source": given["prompts"], "reward.source": given["reward"]}
-    overrides = [f"{key}={json.dumps(value)}" for key, value in wanted.items()]
-    recipe = build_recipe(
-        kind, given["recipe"] or recipe_for(name, given["model"]), [*overrides, *(given["overrides"] or [])]
-    )
+    path = given["recipe"]
+    if path is None:
+        path = f"align/{name}-tiny" if family_and_size(given["model"])[1] < SMALL_MODEL else f"align/{name}"
+    wanted = {"prompts": {"source": given["prompts"]}, "reward": {"source": given["reward"]}}
+    recipe = build_recipe(kind, path, {"model": given["model"], **wanted}, given["overrides"] or [])
     console = Console(stderr=given["as_json"])
     try:
         ended = reinforce(recipe, given["out"], overwrite=given["overwrite"], display=CurvesDisplay(console))

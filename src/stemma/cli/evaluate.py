@@ -119,9 +119,7 @@ def evaluate(
     judge_model: Annotated[
         str | None, typer.Option(help="What the judge is called at its endpoint.", rich_help_panel=_PREFERENCE)
     ] = None,
-    longest: Annotated[
-        int, typer.Option(min=1, help="Most tokens of a response.", rich_help_panel=_PREFERENCE)
-    ] = 128,
+    longest: Annotated[int, typer.Option(min=1, help="Most tokens of a response.", rich_help_panel=_PREFERENCE)] = 128,
     temperature: Annotated[
         float, typer.Option(min=0, help="Of the responses; 0: the likeliest tokens.", rich_help_panel=_PREFERENCE)
     ] = 1.0,
