@@ -74,3 +74,30 @@ def not_numbers(episodes: Sequence[Episode]) -> list[float]:
 
 def too_few(episodes: Sequence[Episode]) -> list[float]:
     return [1.0]
+
+
+def recipe_of(kind: type, directory: Path, prompts: Path, **sections: Any) -> Any:
+    """Settings with which a tiny policy learns within seconds; sections are merged into them."""
+    content: dict[str, Any] = {
+        "model": str(directory),
+        "prompts": {"source": str(prompts), "held_out": 0.2},
+        "reward": {"source": "policies:vowels"},
+        "rollout": {"longest": 8, **({"samples": 4} if kind.__name__ == "GRPORecipe" else {})},
+        "training": {
+            **{"steps": 4, "batch": 8, "learning_rate": 3e-3, "weight_decay": 0.0},
+            "schedule": {"name": "constant"},
+        },
+        "evaluation": {"every": 100, "prompts": 4},
+        "output": {"save_every": 2},
+    }
+    for section, values in sections.items():
+        old = content.get(section)
+        content[section] = {**old, **values} if isinstance(old, dict) and isinstance(values, dict) else values
+    return kind.model_validate(content)
+
+
+def metrics_of(folder: Path, name: str = "reward") -> list[dict[str, Any]]:
+    """Return the lines of metrics.jsonl that have a number of this name, without what depends on the clock."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    clock = {"tokens_per_second", "rollout_share"}
+    return [{key: line[key] for key in line if key not in clock} for line in lines if name in line]

@@ -1,6 +1,5 @@
 """What decides a run of PPO or GRPO."""
 
-
 from pydantic import Field, model_validator
 
 from stemma.alignment.advantages import GroupScale

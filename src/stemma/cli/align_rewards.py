@@ -1,4 +1,4 @@
-"""`stemma align ppo`, `stemma align grpo`, `stemma align docstrings`: learning from rewards, and a task to try it on."""
+"""`stemma align ppo`, `grpo` and `docstrings`: learning from rewards, and a task to try it on."""
 
 import json
 from pathlib import Path
