@@ -10,7 +10,7 @@ from stemma.alignment.experience import divide, mask_of, recollect
 from stemma.alignment.grpo import GRPO
 from stemma.alignment.reading import Sample
 from stemma.alignment.reinforce import reinforce
-from stemma.alignment.reinforcement_recipe import GRPORecipe
+from stemma.alignment.reinforcement_recipe import GRPORecipe, PPORecipe
 from stemma.alignment.rollouts import write_responses
 
 
@@ -86,3 +86,5 @@ def test_what_nothing_reads_is_refused(setup):
         recipe_of(GRPORecipe, *setup, execution={"compile": True})
     with pytest.raises(ValueError, match=r"missing_end_score or missing_end_penalty, not both"):
         recipe_of(GRPORecipe, *setup, reward={"missing_end_score": 0.0, "missing_end_penalty": 1.0})
+    with pytest.raises(ValueError, match=r"update.whiten_rewards needs at least 8 responses a rollout"):
+        recipe_of(PPORecipe, *setup, update={"whiten_rewards": True}, training={"batch": 4})

@@ -50,7 +50,7 @@ class PPO:
             values[part.rows] = spread(self.values(part), mask[part.rows])
         kl = kl_estimate(recollection.log_probabilities, recollection.reference, reference.estimator)
         rewards = penalized_rewards(scores, kl, mask, self.controller.coefficient)
-        if self.recipe.reward.whiten:
+        if update.whiten_rewards:
             rewards = whiten(rewards, mask, keep_mean=True)
         advantages, returns = gae(rewards, values, mask, discount=update.discount, decay=update.decay)
         reported = {

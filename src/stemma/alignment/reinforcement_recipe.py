@@ -12,6 +12,7 @@ DECISIVE = (
     *("model", "value", "lora", "prompts", "reward", "rollout", "update", "reference", "pretraining"),
     *("training", "seed"),
 )
+LEAST_TO_WHITEN = 8  # responses, as OpenAI's code asks for
 
 
 class PromptsRecipe(Section):
@@ -27,23 +28,21 @@ class PromptsRecipe(Section):
     held_out: str | float = Field(default=0.1)
 
 
-class RewardRecipe(Section):
+class RewardSourceRecipe(Section):
     """What a response is worth.
 
     Args:
         source: a reward model's directory, or a function, "module:function" or "file.py:function" (see `rewards`).
         missing_end_score: what a response that did not end is worth, whatever its reward (Ziegler et al. 2019);
             default: -1. missing_end_penalty: what is taken off its reward instead.
-        whiten: scale the rewards of tokens, of PPO, to variance 1 in each rollout.
     """
 
     source: str
     missing_end_score: float | None = None
     missing_end_penalty: float | None = None
-    whiten: bool = False
 
     @model_validator(mode="after")
-    def _one_of_them(self) -> "RewardRecipe":
+    def _one_of_them(self) -> "RewardSourceRecipe":
         if self.missing_end_score is not None and self.missing_end_penalty is not None:
             raise ValueError("give missing_end_score or missing_end_penalty, not both")
         return self
@@ -69,7 +68,8 @@ class PPOUpdateRecipe(Section):
     Args:
         epochs: passes over a rollout. minibatches: updates in each.
         clip, value_clip: how far ratios may be from 1, values from what they were. value_coefficient: of their loss.
-        discount, decay: gamma and lambda of the advantages. whiten: scale these to variance 1 in each rollout.
+        discount, decay: gamma and lambda of the advantages.
+        whiten, whiten_rewards: scale advantages, or the rewards of tokens, to variance 1 in each rollout.
     """
 
     epochs: int = Field(default=4, gt=0)
@@ -80,6 +80,7 @@ class PPOUpdateRecipe(Section):
     discount: float = Field(default=1.0, gt=0, le=1)
     decay: float = Field(default=0.95, ge=0, le=1)
     whiten: bool = True
+    whiten_rewards: bool = False
 
 
 class GRPOUpdateRecipe(Section):
@@ -166,7 +167,7 @@ class ReinforcementRecipe(RunRecipe):
     model: str
     lora: LoRARecipe | None = None
     prompts: PromptsRecipe
-    reward: RewardRecipe
+    reward: RewardSourceRecipe
     rollout: RolloutRecipe = RolloutRecipe()
     reference: ReferenceRecipe = ReferenceRecipe()
     pretraining: PretrainingRecipe | None = None
@@ -201,6 +202,12 @@ class PPORecipe(ReinforcementRecipe):
 
     update: PPOUpdateRecipe = PPOUpdateRecipe()
     value: str | None = None
+
+    @model_validator(mode="after")
+    def _enough_to_whiten(self) -> "PPORecipe":
+        if self.update.whiten_rewards and self.training.batch * self.rollout.samples < LEAST_TO_WHITEN:
+            raise ValueError(f"update.whiten_rewards needs at least {LEAST_TO_WHITEN} responses a rollout")
+        return self
 
 
 class GRPORecipe(ReinforcementRecipe):
