@@ -23,17 +23,17 @@ from stemma.alignment.reinforcement_recipe import DECISIVE, GRPORecipe, PPORecip
 from stemma.alignment.reward_model import RewardModel, load_reward_model
 from stemma.alignment.rewards import Reward, is_function, load_function
 from stemma.alignment.rollouts import require_room
-from stemma.alignment.stage import Pupil, merged, save_language_model
+from stemma.alignment.stage import Pupil, merged, save_language_model, workplace
 from stemma.data.tokenizers import Tokenizer, load_tokenizer
 from stemma.errors import InputError
 from stemma.families.directory import resolve
 from stemma.inference.chat_template import ChatTemplate
 from stemma.training.batches import derived_seed
-from stemma.training.hardware import choose_device, prepare_processor
+from stemma.training.hardware import prepare_processor
 from stemma.training.lora import LoRAConfig, add_lora
 from stemma.training.objective import Display
 from stemma.training.progress import Silent
-from stemma.training.run_directory import claim, locked
+from stemma.training.run_directory import claim
 from stemma.training.saving import holding
 
 
@@ -49,9 +49,9 @@ def reinforce(
     """
     prepare_processor()
     shown = display or Silent()
-    with locked(out):
+    with workplace(out, recipe) as workers:
         # What cannot be trained leaves the directory for the corrected command.
-        method, task, publish, lines = _build(recipe, shown)
+        method, task, publish, lines = _build(recipe, shown, workers.device)
         kind = type(recipe)
         saved = claim(
             out,
@@ -88,10 +88,9 @@ def reward_of(source: str, tokenizer: Tokenizer, device: torch.device | None = N
 
 
 def _build(
-    recipe: ReinforcementRecipe, display: Display
+    recipe: ReinforcementRecipe, display: Display, device: torch.device
 ) -> tuple[Method, RewardTask, Callable[[Mapping[str, Tensor], Path], None], list[str]]:
     directory = resolve(recipe.model)
-    device = choose_device(recipe.execution.device)
     model, tokenizer = families.load(directory, dtype=torch.float32, device=device), load_tokenizer(directory)
     reading = reading_of(model, tokenizer)
     renderer = Renderer(model, tokenizer, reading.end, ChatTemplate.read(directory))

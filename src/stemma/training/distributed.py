@@ -17,8 +17,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from stemma.training.hardware import choose_device
-
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import FSDPModule
@@ -76,7 +74,7 @@ def start_workers(device: str = "auto") -> Iterator[Workers]:
     Args:
         device: "auto" (CUDA where there is one), "cpu" or "cuda".
     """
-    kind = choose_device(device).type
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Workers(device=torch.device(kind))
         return

@@ -14,11 +14,6 @@ def prepare_processor() -> None:
     torch.set_flush_denormal(True)
 
 
-def choose_device(wanted: str) -> torch.device:
-    """Return the device called "cpu" or "cuda"; "auto" is CUDA where there is one."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted)
-
-
 def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
     """Return the dtype of the matrix products for a recipe's "auto", "float32" or "bfloat16".
 
