@@ -81,7 +81,7 @@ def recipe_of(kind: type, directory: Path, prompts: Path, **sections: Any) -> An
     content: dict[str, Any] = {
         "model": str(directory),
         "prompts": {"source": str(prompts), "held_out": 0.2},
-        "reward": {"source": "policies:vowels"},
+        "reward": {"source": "policies:vowels", "missing_end_penalty": 0.0},  # few random texts end
         "rollout": {"longest": 8, **({"samples": 4} if kind.__name__ == "GRPORecipe" else {})},
         "training": {
             **{"steps": 4, "batch": 8, "learning_rate": 3e-3, "weight_decay": 0.0},

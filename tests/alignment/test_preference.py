@@ -64,7 +64,7 @@ def endpoint(answer) -> Iterator[tuple[str, list]]:
 def longer_one(question):
     first, second = question.split("[Answer A]\n")[1].split("\n\n[Answer B]\n")
     second = second.split("\n\nReply")[0]
-    return 200, "A." if len(first) > len(second) else " **B**" if len(first) < len(second) else "It is a tie"
+    return 200, "A." if len(first) > len(second) else " **B**" if len(first) < len(second) else "A tie."
 
 
 def test_an_endpoint_is_asked_in_both_orders():

@@ -13,7 +13,7 @@ import re
 import sysconfig
 import tokenize
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -119,11 +119,15 @@ def _scale(rewards: np.ndarray) -> float:
 
 @cache
 def _library() -> tuple[tuple[Item, ...], frozenset[str]]:
-    """Return the task's items and the words that are known, from one pass over the library's sources."""
+    return read_library(python_files())
+
+
+def read_library(paths: Iterable[Path]) -> tuple[tuple[Item, ...], frozenset[str]]:
+    """Return the items that source files of the library give, and the words that are known from them."""
     root = Path(sysconfig.get_path("stdlib"))
     found: dict[str, Item] = {}
     counts: Counter[str] = Counter()
-    for path in python_files():
+    for path in paths:
         name = path.relative_to(root)
         try:
             with tokenize.open(path) as file:

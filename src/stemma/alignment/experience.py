@@ -59,8 +59,8 @@ class Policy:
     """A model that writes, and how it reads what it wrote.
 
     Args:
-        model: in eval mode, so that no dropout makes a ratio. reference: a frozen model; None: the model itself
-            without its adapters. vocabulary: ids of the tokenizer; the model may have more, which no text has.
+        model: in eval mode, so that no dropout makes a ratio. reference: a model that is not trained; None: the model
+            itself without its adapters. vocabulary: ids of the tokenizer; the model may have more, which no text has.
         temperature: the logits are divided by it, where responses are written and everywhere else.
     """
 
@@ -78,6 +78,12 @@ class Policy:
         """Return those of a part's tokens as the policy is now, float32 [tokens], with gradients."""
         states = self.reading.states(self.model, part.batch)
         return token_log_probabilities(states, self.output(self.model), part.tokens, self.temperature)
+
+    def states_of(self, model: Any, part: Part) -> Tensor:
+        """Return the states before each token, float [tokens, hidden], as an update computes them: some layers add up
+        in another order where there will be no gradients."""
+        with torch.enable_grad():
+            return self.reading.states(model, part.batch).detach()
 
     @contextmanager
     def as_reference(self) -> Iterator[Any]:
@@ -106,12 +112,12 @@ class Recollection:
 
 @torch.no_grad()
 def recollect(policy: Policy, parts: Sequence[Part], mask: Tensor) -> Recollection:
-    """Read a rollout again as the updates will, without gradients."""
+    """Read a rollout again as the updates will."""
     found = [torch.zeros(mask.shape, device=mask.device) for _ in fields(Recollection)]
     for part in parts:
-        ours = policy.reading.states(policy.model, part.batch)
+        ours = policy.states_of(policy.model, part)
         with policy.as_reference() as reference:
-            theirs = policy.reading.states(reference, part.batch)
+            theirs = policy.states_of(reference, part)
             weights = policy.output(policy.model), policy.output(reference)
         rows = chunk_rows(weights[0])
         chunks = zip(ours.split(rows), theirs.split(rows), part.tokens.split(rows), strict=True)

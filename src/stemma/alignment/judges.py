@@ -32,7 +32,7 @@ Do not be influenced by their order or their length.
 
 Reply with one word: A, B, or tie."""
 
-_ANSWER = re.compile(r"\b(A|B|tie)\b", re.IGNORECASE)
+_TIE, _ANSWER = re.compile(r"\btie\b", re.IGNORECASE), re.compile(r"\b[AB]\b")  # "A tie" is one
 _AT_ONCE = 8  # questions
 _SECONDS = 120
 
@@ -76,10 +76,10 @@ def judge_by_endpoint(url: str, model: str, key: str | None = None) -> Judge:
     def ask(first: Episode, second: Episode) -> float:
         text = QUESTION.format(prompt=_in_words(first.prompt), first=first.response, second=second.response)
         said = _complete(url, model, key, text)
-        found = _ANSWER.search(said)
+        found = _TIE.search(said) or _ANSWER.search(said)
         if found is None:
             raise InputError(f"{url}: the judge said {said[:60]!r}, expected A, B or tie")
-        return {"a": 1.0, "b": 0.0, "tie": 0.5}[found[1].lower()]
+        return {"A": 1.0, "B": 0.0}.get(found[0], 0.5)
 
     def judge(pairs: Sequence[Pair]) -> Verdicts:
         with ThreadPoolExecutor(_AT_ONCE) as pool:

@@ -102,7 +102,7 @@ def _build(
     value = _value_model(recipe, model, tokenizer, reading) if isinstance(recipe, PPORecipe) else None
     reference = None
     if recipe.lora is None:
-        reference = deepcopy(model).requires_grad_(False)
+        reference = deepcopy(model)  # computed as the policy is, see `Policy.states_of`
     else:
         config = LoRAConfig(**recipe.lora.model_dump())
         add_lora(model, config)
