@@ -55,7 +55,7 @@ def prefer(first: Callable[[], Sequence[Episode]], second: Callable[[], Sequence
     decided = (wins != 0.5) & (lengths[:, 0] != lengths[:, 1])
     longer = (lengths[:, 0] > lengths[:, 1]) == (wins == 1)
     return Preference(
-        over_examples(wins),
+        over_examples(wins.tolist()),
         int((wins == 1).sum()),
         int((wins == 0.5).sum()),
         int((wins == 0).sum()),

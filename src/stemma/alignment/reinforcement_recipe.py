@@ -25,7 +25,7 @@ class PromptsRecipe(Section):
     """
 
     source: str
-    held_out: str | float = Field(default=0.1)
+    held_out: str | float = 0.1
 
 
 class RewardSourceRecipe(Section):
@@ -62,19 +62,24 @@ class RolloutRecipe(Section):
     stop: tuple[str, ...] = ()
 
 
-class PPOUpdateRecipe(Section):
+class UpdateRecipe(Section):
+    """epochs: passes over a rollout. minibatches: updates in each. clip: how far ratios may be from 1."""
+
+    epochs: int = Field(default=1, gt=0)
+    minibatches: int = Field(default=1, gt=0)
+    clip: float = Field(default=0.2, gt=0)
+
+
+class PPOUpdateRecipe(UpdateRecipe):
     """Schulman et al. 2017, with the settings of Ziegler et al. 2019.
 
     Args:
-        epochs: passes over a rollout. minibatches: updates in each.
-        clip, value_clip: how far ratios may be from 1, values from what they were. value_coefficient: of their loss.
+        value_clip: how far values may be from what they were. value_coefficient: of their loss.
         discount, decay: gamma and lambda of the advantages.
         whiten, whiten_rewards: scale advantages, or the rewards of tokens, to variance 1 in each rollout.
     """
 
     epochs: int = Field(default=4, gt=0)
-    minibatches: int = Field(default=1, gt=0)
-    clip: float = Field(default=0.2, gt=0)
     value_clip: float = Field(default=0.2, gt=0)
     value_coefficient: float = Field(default=0.1, ge=0)
     discount: float = Field(default=1.0, gt=0, le=1)
@@ -83,17 +88,10 @@ class PPOUpdateRecipe(Section):
     whiten_rewards: bool = False
 
 
-class GRPOUpdateRecipe(Section):
-    """Shao et al. 2024, with the settings that are usual now.
+class GRPOUpdateRecipe(UpdateRecipe):
+    """Shao et al. 2024. scale: of the advantages, see `advantages.group_advantages`. reduction: see
+    `policy_losses.loss_weights`."""
 
-    Args:
-        epochs: passes over a rollout. minibatches: updates in each. clip: how far ratios may be from 1.
-        scale: of the advantages, see `advantages.group_advantages`. reduction: see `policy_losses.loss_weights`.
-    """
-
-    epochs: int = Field(default=1, gt=0)
-    minibatches: int = Field(default=1, gt=0)
-    clip: float = Field(default=0.2, gt=0)
     scale: GroupScale = "group"
     reduction: Reduction = "token_mean"
 
@@ -169,6 +167,7 @@ class ReinforcementRecipe(RunRecipe):
     prompts: PromptsRecipe
     reward: RewardSourceRecipe
     rollout: RolloutRecipe = RolloutRecipe()
+    update: UpdateRecipe = UpdateRecipe()
     reference: ReferenceRecipe = ReferenceRecipe()
     pretraining: PretrainingRecipe | None = None
     rails: RailsRecipe = RailsRecipe()

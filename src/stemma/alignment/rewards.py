@@ -73,7 +73,7 @@ def load_function(name: str) -> Reward:
     if not callable(found):
         names = [own for own, value in vars(module).items() if callable(value) and not own.startswith("_")]
         raise InputError(f"reward {name}: no function '{function}' in {module_name}{closest(function, names)}")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def scores_of(reward: Reward, episodes: Sequence[Episode]) -> Tensor:
