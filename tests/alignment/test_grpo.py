@@ -75,8 +75,14 @@ def test_equal_rewards_teach_nothing(setup, tmp_path):
 
 
 def test_one_sample_is_no_group(setup):
-    with pytest.raises(ValueError, match=r"rollout.samples must be at least 2"):
+    with pytest.raises(ValueError, match="rollout.samples"):
         recipe_of(GRPORecipe, *setup, rollout={"samples": 1})
+
+
+def test_a_section_that_is_given_in_part_keeps_the_other_defaults(setup):
+    recipe = recipe_of(GRPORecipe, *setup, rollout={"longest": 5, "samples": 3}, reference={"coefficient": 0.04})
+    assert recipe.reference.estimator == "k3" and recipe.rollout.samples == 3
+    assert GRPORecipe.model_fields["rollout"].default.samples == 8
 
 
 def test_what_nothing_reads_is_refused(setup):

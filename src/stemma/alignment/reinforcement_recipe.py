@@ -131,7 +131,7 @@ class RailsRecipe(Section):
 
     Args:
         kl: nats of a response; default: ten times the target of an adaptive coefficient, else 50.
-        entropy: share of what it was at first. clip_fraction: of tokens, three updates of the policy in a row.
+        entropy: share of what it was at first. clip_fraction: of tokens, three rollouts in a row.
     """
 
     kl: float | None = Field(default=None, gt=0)
@@ -209,15 +209,22 @@ class PPORecipe(ReinforcementRecipe):
         return self
 
 
+class GroupRolloutRecipe(RolloutRecipe):
+    """How the policy writes; advantages compare the responses to one prompt."""
+
+    samples: int = Field(default=8, gt=1)
+
+
+class LossReferenceRecipe(ReferenceRecipe):
+    """How dear it is to leave the first policy; the divergence is part of the loss."""
+
+    coefficient: float = Field(default=0.0, ge=0)
+    estimator: Estimator = "k3"
+
+
 class GRPORecipe(ReinforcementRecipe):
     """A whole recipe of GRPO."""
 
     update: GRPOUpdateRecipe = GRPOUpdateRecipe()
-    rollout: RolloutRecipe = RolloutRecipe(samples=8)
-    reference: ReferenceRecipe = ReferenceRecipe(coefficient=0.0, estimator="k3")
-
-    @model_validator(mode="after")
-    def _groups(self) -> "GRPORecipe":
-        if self.rollout.samples < 2:
-            raise ValueError("rollout.samples must be at least 2: advantages compare the responses to one prompt")
-        return self
+    rollout: GroupRolloutRecipe = GroupRolloutRecipe()
+    reference: LossReferenceRecipe = LossReferenceRecipe()
