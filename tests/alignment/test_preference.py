@@ -24,12 +24,12 @@ def length(episodes):
 
 
 def test_win_rates_by_a_reward():
-    found = prefer(lambda: ONES, lambda: OTHERS, judge_by_reward(length))
+    found = prefer(ONES, OTHERS, judge_by_reward(length))
     assert (found.wins, found.ties, found.losses, found.prompts) == (2, 1, 1, 4)
     assert found.win_rate.estimate == pytest.approx(2.5 / 4)
     assert found.win_rate.low < 2.5 / 4 < found.win_rate.high
     assert found.words == (7 / 4, 6 / 4) and found.longer_wins == 1.0 and found.consistent == 1.0
-    shorter = prefer(lambda: ONES, lambda: OTHERS, judge_by_reward(lambda some: [-number for number in length(some)]))
+    shorter = prefer(ONES, OTHERS, judge_by_reward(lambda some: [-number for number in length(some)]))
     assert shorter.longer_wins == 0.0 and shorter.win_rate.estimate == pytest.approx(1.5 / 4)
 
 
@@ -70,7 +70,7 @@ def longer_one(question):
 def test_an_endpoint_is_asked_in_both_orders():
     with endpoint(longer_one) as (url, asked):
         judge = judge_by_endpoint(url, "judge-1", key="secret")
-        found = prefer(lambda: ONES, lambda: OTHERS, judge)
+        found = prefer(ONES, OTHERS, judge)
     assert (found.wins, found.ties, found.losses) == (2, 1, 1) and found.consistent == 1.0
     assert len(asked) == 8
     assert {(one["path"], one["key"], one["model"], one["temperature"]) for one in asked} == {
@@ -80,7 +80,7 @@ def test_an_endpoint_is_asked_in_both_orders():
 
 def test_a_judge_who_likes_the_first_one_says_nothing():
     with endpoint(lambda question: (200, "A")) as (url, _):
-        found = prefer(lambda: ONES, lambda: OTHERS, judge_by_endpoint(url, "judge-1"))
+        found = prefer(ONES, OTHERS, judge_by_endpoint(url, "judge-1"))
     assert found.ties == 4 and found.consistent == 0.0 and found.win_rate.estimate == 0.5
 
 

@@ -2,21 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
-from stemma.alignment.conversations import Renderer
 from stemma.alignment.judges import Judge, judge_by_endpoint, judge_by_reward
 from stemma.alignment.prompts import read_prompts
-from stemma.alignment.reward_model import load_reward_model
 from stemma.alignment.rewards import Episode, Reward, is_function, load_function
 from stemma.alignment.rollouts import LoadedPolicy
+from stemma.alignment.score import Scorer
 from stemma.errors import InputError
 from stemma.evaluation.intervals import Interval, over_examples
-from stemma.families.directory import resolve
-from stemma.inference.chat_template import ChatTemplate
 
 RESPONSE = "response"  # the column of demonstrations
 
@@ -46,9 +42,9 @@ class Preference:
         return self.wins + self.ties + self.losses
 
 
-def prefer(first: Callable[[], Sequence[Episode]], second: Callable[[], Sequence[Episode]], judge: Judge) -> Preference:
-    """Judge the responses of two writers to the same prompts."""
-    pairs = list(zip(first(), second(), strict=True))
+def prefer(first: Sequence[Episode], second: Sequence[Episode], judge: Judge) -> Preference:
+    """Judge two models' responses to the same prompts."""
+    pairs = list(zip(first, second, strict=True))
     verdicts = judge(pairs)
     wins = verdicts.wins
     lengths = np.array([[len(episode.response.split()) for episode in pair] for pair in pairs])
@@ -113,12 +109,5 @@ def judge_of(judge: str, model: str | None, device: torch.device | None = None) 
 
 def _reward_of_texts(directory: str, device: torch.device | None) -> Reward:
     """Return a reward model that reads texts by its own tokenizer, whoever wrote them."""
-    model, tokenizer = load_reward_model(directory, device=device)
-    template = ChatTemplate.read(resolve(directory))
-    renderer = Renderer(model.trunk, tokenizer, model.reading.end, template)
-
-    def reward(episodes: Sequence[Episode]) -> list[float]:
-        samples: list[Any] = [renderer.sample(episode.prompt, episode.response) for episode in episodes]
-        return list(model.score(samples).tolist())
-
-    return reward
+    scorer = Scorer(directory, device=device)
+    return lambda episodes: scorer.score([(episode.prompt, episode.response) for episode in episodes])

@@ -28,7 +28,8 @@ def evaluate_preference(
     place = device_named(device)
     decide = judge_of(judge, judge_model, place)
     how = {"longest": longest, "temperature": temperature, "seed": seed, "most": most, "device": place}
-    found = prefer(writer_of(model, prompts, **how), writer_of(against, prompts, **how), decide)  # type: ignore[arg-type]
+    writers = [writer_of(name, prompts, **how) for name in (model, against)]  # type: ignore[arg-type]
+    found = prefer(writers[0](), writers[1](), decide)
     rate = found.win_rate
     if as_json:
         summary = {"model": model, "against": against, "judge": judge, "prompts": found.prompts}
