@@ -53,7 +53,7 @@ def test_a_run_that_ran_away_exits_with_1(setup, tmp_path):
         ("rollout.longset=4", r"rollout.longset: unknown key \(did you mean 'longest'\?\)"),
         ("update.epochs=0", "update.epochs: input should be greater than 0, got 0"),
         ("rollout.longest=64", "are more than the model's context of 64"),
-        ("prompts.held_out=0.00001", "to evaluate on"),
+        ("prompts.held_out=0.00001", "nothing would be held out"),
     ],
 )
 def test_mistakes_are_one_line(change, message, setup, tmp_path):

@@ -48,15 +48,9 @@ def read_both(source: str, held_out: str | float) -> tuple[list[PromptRow], list
     """Return the prompts to train on and those that are held out: another file, or a share by a hash of the prompt.
 
     Raises:
-        InputError: see `read_prompts`, or the share leaves nothing of one kind.
+        InputError: see `read_prompts` and `read_parts`.
     """
-    prompts, others = read_parts(source, held_out, read_prompts, lambda row: key_of(row.prompt))
-    if not prompts or not others:
-        raise InputError(
-            f"prompts.held_out: {held_out} of {source} leaves {len(prompts):,} prompts to train on and {len(others):,} "
-            "to evaluate on, expected some of each"
-        )
-    return prompts, others
+    return read_parts(source, held_out, read_prompts, lambda row: key_of(row.prompt))
 
 
 def rendered(rows: Sequence[PromptRow], renderer: Renderer) -> list[PolicyPrompt]:

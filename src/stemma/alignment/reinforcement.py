@@ -5,20 +5,18 @@ of the minibatches have no state of their own. A run that was killed and resumed
 for bit on a CPU with the same threads.
 """
 
-import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from stemma.alignment.controllers import AdaptiveKL
-from stemma.alignment.experience import Experience, Part, Policy, Recollection, divide, mask_of, recollect
+from stemma.alignment.experience import divide, mask_of, recollect
+from stemma.alignment.learning import Learner, Method
 from stemma.alignment.pretraining_mix import PretrainingMix
 from stemma.alignment.prompts import PolicyPrompt
 from stemma.alignment.rails import Rails, RunAway
@@ -29,46 +27,17 @@ from stemma.alignment.rollouts import write_responses
 from stemma.data.tokenizers import Tokenizer
 from stemma.errors import InputError
 from stemma.finetuning.sequences import ShuffledByLength
-from stemma.training.averaging import WeightAverage
 from stemma.training.batches import derived_seed
 from stemma.training.distributed import Workers
 from stemma.training.hardware import choose_precision
 from stemma.training.interrupts import Interrupts
 from stemma.training.metrics import METRICS, MetricsLog
 from stemma.training.objective import Display
-from stemma.training.optimizer import optimizer_of
 from stemma.training.progress import Silent
 from stemma.training.saving import Publish, Saver
 from stemma.training.state import SavedState, restore_tensors
 
 _ROUNDING = 1e-4  # by which log-probabilities of the engine and of the training may differ in float32
-
-
-class Method(Protocol):
-    """PPO or GRPO: what is made of a rollout, and the loss.
-
-    Attributes:
-        policy: writes the responses. model: all that is trained, the policy among it under that name.
-        controller: of what the divergence from the reference costs.
-    """
-
-    policy: Policy
-    model: nn.ModuleDict
-    controller: AdaptiveKL
-
-    def experience(
-        self, recollection: Recollection, scores: Tensor, parts: Sequence[Part], mask: Tensor
-    ) -> tuple[Experience, dict[str, float]]:
-        """Return what the updates need, and numbers to report."""
-        ...
-
-    def weights(self, mask: Tensor) -> Tensor:
-        """Return what each token of an update weighs in its loss."""
-        ...
-
-    def loss(self, part: Part, experience: Experience, weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return a part's share of an update's loss, and of numbers to report."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -138,11 +107,9 @@ class ReinforcementTrainer:
         self.method, self.task, self.recipe, self.directory = method, task, recipe, directory
         self.policy, self.display = method.policy, display or Silent()
         self.device = next(method.model.parameters()).device
-        self.precision = choose_precision(recipe.execution.precision, self.device)
+        precision = choose_precision(recipe.execution.precision, self.device)
         self.saver = Saver(directory, publish, Workers(), keep=recipe.output.keep, say=self.display.say)
-        self.optimizer = optimizer_of(method.model, recipe.training)
-        ema = recipe.training.ema
-        self.average = None if ema is None else WeightAverage(self.policy.model, ema)
+        self.learner = Learner(method, recipe.training, precision, task.pretraining)
         self.rails = Rails(recipe.kl_limit, recipe.rails.entropy, recipe.rails.clip_fraction)
         self.standing = Standing()
         self.steps = recipe.training.steps or 0
@@ -225,7 +192,7 @@ class ReinforcementTrainer:
             device=self.device,
         )
         parts = [part for minibatch in minibatches for part in minibatch]
-        with self._autocast():
+        with self.learner.autocast():
             recollection = recollect(self.policy, parts, mask)
         values = {
             "reward": float(scores.mean()),
@@ -243,19 +210,20 @@ class ReinforcementTrainer:
             self._save()
         penalties = recipe.reward.missing_end_score, recipe.reward.missing_end_penalty
         scores = without_end(scores, ended, score=penalties[0], penalty=penalties[1])
-        with self._autocast():
+        with self.learner.autocast():
             experience, more = self.method.experience(recollection, scores, parts, mask)
         values |= {**more, "score": float(scores.mean()), "coefficient": self.method.controller.coefficient}
-        values |= self._learn(minibatches, experience, rng)
+        rate = recipe.training.rate(step, self.steps)
+        values |= self.learner.learn(minibatches, experience, epochs=recipe.update.epochs, rate=rate, rng=rng)
         self.rails.check_update(values)
         self.method.controller.update(values["kl"], len(samples))
-        standing.tokens += int(mask.sum())
+        standing.tokens, standing.updates = standing.tokens + int(mask.sum()), self.learner.updates
         now = time.perf_counter()
         pace = {
             "tokens_per_second": float(mask.sum()) / (now - begun),
             "rollout_share": (written - begun) / (now - begun),
         }
-        return values | pace | {"learning_rate": recipe.training.rate(step, self.steps)}
+        return values | pace | {"learning_rate": rate}
 
     def _rollout(
         self, prompts: Sequence[PolicyPrompt], seed: tuple[int, int], samples: int
@@ -279,50 +247,9 @@ class ReinforcementTrainer:
         ]
         return episodes, [one.log_probabilities for _, one in pairs]
 
-    def _learn(
-        self, minibatches: Sequence[Sequence[Part]], experience: Experience, rng: np.random.Generator
-    ) -> dict[str, float]:
-        """Make the updates of a rollout; return the means of what they report."""
-        sums: dict[str, float] = {}
-        updates = 0
-        for _ in range(self.recipe.update.epochs):
-            for number in rng.permutation(len(minibatches)):
-                for name, value in self._update(minibatches[number], experience).items():
-                    sums[name] = sums.get(name, 0.0) + value
-                updates += 1
-        return {name: value / updates for name, value in sums.items()}
-
-    def _update(self, minibatch: Sequence[Part], experience: Experience) -> dict[str, float]:
-        method, training = self.method, self.recipe.training
-        rows = torch.cat([part.rows for part in minibatch])
-        weights = torch.zeros(experience.mask.shape, device=self.device)
-        weights[rows] = method.weights(experience.mask[rows])
-        reported: dict[str, float] = {}
-        for part in minibatch:
-            with self._autocast():
-                loss, numbers = method.loss(part, experience, weights[part.rows])
-            loss.backward()
-            for name, value in {"loss": loss.detach(), **numbers}.items():
-                reported[name] = reported.get(name, 0.0) + float(value)
-        if self.task.pretraining is not None:
-            reported |= self.task.pretraining.add_gradients(self.policy.model, self.standing.updates, self._autocast)
-        for name, module in method.model.items():  # each by itself: the values' gradients are no reason to clip others
-            reported[f"{name}_gradient_norm"] = _clip(module, training.clip)
-        if not all(map(math.isfinite, reported.values())):
-            wrong = next(name for name, value in reported.items() if not math.isfinite(value))
-            raise RunAway(f"{wrong.replace('_', ' ')} is {reported[wrong]}")
-        for group in self.optimizer.param_groups:
-            group["lr"] = training.rate(self.standing.step, self.steps) * group["scale"]
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.standing.updates += 1
-        if self.average is not None:
-            self.average.update(self.standing.updates)
-        return reported
-
     def _compare(self, recomputed: Tensor, scored: Sequence[Sequence[float]], mask: Tensor) -> None:
         """Warn, once, if the engine and the training path do not see the same probabilities: then one has a bug."""
-        if self._warned or self.precision != torch.float32 or self.recipe.rollout.temperature != 1:
+        if self._warned or self.learner.precision != torch.float32 or self.recipe.rollout.temperature != 1:
             return
         written = torch.tensor([score for row in scored for score in row], device=self.device)
         gap = float((recomputed[mask] - written).abs().max())
@@ -334,7 +261,8 @@ class ReinforcementTrainer:
         """Answer held-out prompts, show some of it, and report the rewards."""
         standing, recipe = self.standing, self.recipe.evaluation
         prompts = self.task.held_out[: recipe.prompts]
-        with self.average.applied() if self.average is not None else nullcontext():
+        average = self.learner.average
+        with average.applied() if average is not None else nullcontext():
             episodes, _ = self._rollout(prompts, (self.recipe.seed, -1 % 2**32), 1)
         scores = scores_of(self.task.reward, episodes)
         standing.evaluated, standing.held_out_reward = standing.step, float(scores.mean())
@@ -373,33 +301,22 @@ class ReinforcementTrainer:
             "fingerprints": dict(self.task.fingerprints),
             "recipe": self.recipe.model_dump(mode="json"),
         }
-        self.saver.write_state(self.standing.step, self.method.model, self.optimizer, self.average, record)
+        learner = self.learner
+        self.saver.write_state(self.standing.step, self.method.model, learner.optimizer, learner.average, record)
         self._saved_step = self.standing.step
 
     def _publish(self) -> None:
-        self.saver.publish(self.policy.model, self.average)
+        self.saver.publish(self.policy.model, self.learner.average)
 
     def _restore(self, saved: SavedState) -> None:
         for name, value in self.task.fingerprints.items():
             if saved.record["fingerprints"].get(name) != value:
                 raise InputError(f"{saved.path}: was trained with another {name}; use another --out, or --overwrite")
-        average = {} if self.average is None else self.average.tensors
-        restore_tensors(saved.path, self.method.model, self.optimizer, average)
+        learner = self.learner
+        average = {} if learner.average is None else learner.average.tensors
+        restore_tensors(saved.path, self.method.model, learner.optimizer, average)
         self.standing = Standing(**saved.record["standing"])
+        learner.updates = self.standing.updates
         self.method.controller.coefficient = saved.record["controller"]
         self.rails.first_entropy, self.rails.clipped = saved.record["rails"].values()
         self._saved_step = self.standing.step
-
-    def _autocast(self) -> AbstractContextManager[None]:
-        if self.precision == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.precision)
-
-
-def _clip(module: nn.Module, largest: float | None) -> float:
-    """Scale the gradients of a module down to a norm; return the norm that they had."""
-    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if largest is not None and float(norm) > largest:
-        torch.nn.utils.clip_grads_with_norm_(module.parameters(), largest, norm)
-    return float(norm)
