@@ -24,9 +24,10 @@ from stemma.alignment.reading import Sample
 from stemma.alignment.reinforcement_recipe import ReinforcementRecipe
 from stemma.alignment.rewards import Episode, Reward, scores_of, without_end
 from stemma.alignment.rollouts import write_responses
+from stemma.data.shuffled_by_length import ShuffledByLength
 from stemma.data.tokenizers import Tokenizer
 from stemma.errors import InputError
-from stemma.finetuning.sequences import ShuffledByLength
+from stemma.training.averaging import applied
 from stemma.training.batches import derived_seed
 from stemma.training.distributed import Workers
 from stemma.training.hardware import choose_precision
@@ -262,7 +263,7 @@ class ReinforcementTrainer:
         standing, recipe = self.standing, self.recipe.evaluation
         prompts = self.task.held_out[: recipe.prompts]
         average = self.learner.average
-        with average.applied() if average is not None else nullcontext():
+        with applied(self.policy.model, average.tensors) if average is not None else nullcontext():
             episodes, _ = self._rollout(prompts, (self.recipe.seed, -1 % 2**32), 1)
         scores = scores_of(self.task.reward, episodes)
         standing.evaluated, standing.held_out_reward = standing.step, float(scores.mean())
@@ -306,7 +307,8 @@ class ReinforcementTrainer:
         self._saved_step = self.standing.step
 
     def _publish(self) -> None:
-        self.saver.publish(self.policy.model, self.learner.average)
+        average = self.learner.average
+        self.saver.publish(dict(self.policy.model.named_parameters()) if average is None else average.tensors)
 
     def _restore(self, saved: SavedState) -> None:
         for name, value in self.task.fingerprints.items():

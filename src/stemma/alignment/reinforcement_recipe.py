@@ -177,7 +177,7 @@ class ReinforcementRecipe(RunRecipe):
     @model_validator(mode="after")
     def _what_is_read(self) -> "ReinforcementRecipe":
         others = {
-            "training": ("ramp", "length", "epochs", "layer_decay"),
+            "training": ("ramp", "length", "epochs", "layer_decay", "average"),
             "evaluation": ("tokens", "patience"),
             "execution": ("compile", "checkpoint_activations"),
         }
