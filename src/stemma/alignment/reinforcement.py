@@ -303,7 +303,7 @@ class ReinforcementTrainer:
             "recipe": self.recipe.model_dump(mode="json"),
         }
         learner = self.learner
-        self.saver.write_state(self.standing.step, self.method.model, learner.optimizer, learner.average, record)
+        self.saver.write_state(self.standing.step, self.method.model, learner.optimizer, learner.average, {}, record)
         self._saved_step = self.standing.step
 
     def _publish(self) -> None:
@@ -316,7 +316,7 @@ class ReinforcementTrainer:
                 raise InputError(f"{saved.path}: was trained with another {name}; use another --out, or --overwrite")
         learner = self.learner
         average = {} if learner.average is None else learner.average.tensors
-        restore_tensors(saved.path, self.method.model, learner.optimizer, average)
+        restore_tensors(saved.path, self.method.model, learner.optimizer, average, {})
         self.standing = Standing(**saved.record["standing"])
         learner.updates = self.standing.updates
         self.method.controller.coefficient = saved.record["controller"]
