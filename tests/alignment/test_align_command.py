@@ -16,6 +16,7 @@ from stemma import families
 from stemma.alignment import stage
 from stemma.alignment.conversations import DEFAULT_TEMPLATE
 from stemma.alignment.recipe import DPORecipe, RewardRecipe, SFTRecipe, build_recipe
+from stemma.alignment.reinforcement_recipe import GRPORecipe, PPORecipe, ReinforcementRecipe
 from stemma.alignment.reward_model import load_reward_model
 from stemma.cli import main
 from stemma.errors import InputError
@@ -207,10 +208,14 @@ def test_a_run_that_is_interrupted_goes_on_where_it_was(run, data, tmp_path, mon
 
 @pytest.mark.parametrize("name", [name for name in shipped_recipes() if name.startswith("align/")])
 def test_shipped_recipes_are_valid(name):
-    stages = {"sft": SFTRecipe, "reward": RewardRecipe, "dpo": DPORecipe}
-    kind = next(stage for word, stage in stages.items() if word in name)
-    recipe = build_recipe(kind, name, {"model": "m", "data": {"train": "t", "dev": None}})
-    assert recipe.data.train == "t" and recipe.data.dev == 0.05
+    stages = {"sft": SFTRecipe, "reward": RewardRecipe, "dpo": DPORecipe, "ppo": PPORecipe, "grpo": GRPORecipe}
+    kind = stages[name.removeprefix("align/").removeprefix("instructgpt-").removesuffix("-tiny")]
+    if issubclass(kind, ReinforcementRecipe):
+        recipe = build_recipe(kind, name, {"model": "m", "prompts": {"source": "p"}, "reward": {"source": "r"}})
+        assert recipe.prompts.source == "p" and recipe.prompts.held_out == 0.1
+    else:
+        recipe = build_recipe(kind, name, {"model": "m", "data": {"train": "t", "dev": None}})
+        assert recipe.data.train == "t" and recipe.data.dev == 0.05
 
 
 def test_what_is_wrong_is_one_line(run, data, tmp_path):

@@ -13,7 +13,7 @@ from stemma.families.gpt.model import GPT, GPTConfig
 from stemma.families.t5.model import T5, T5Config
 from stemma.inference.prepacked import prepacked
 from stemma.layers.lora import LoRALinear
-from stemma.training.lora import LoRAConfig, add_lora, lora_layers, lora_parameters, merge_lora
+from stemma.training.lora import LoRAConfig, add_lora, lora_layers, lora_parameters, merge_lora, without_lora
 
 SMALL = dict(layers=2, hidden=24, heads=3, dropout=0.0, vocabulary=50)
 MODELS = {
@@ -72,6 +72,21 @@ def test_unmerging_returns_the_weights():
         layer.unmerge()
     for name, layer in layers.items():
         torch.testing.assert_close(layer.base.weight, plain.get_submodule(name).weight, atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_is_its_base_inside_a_block():
+    model = built("gpt")
+    before = logits(model)
+    add_lora(model, LoRAConfig(rank=2))
+    adapted = logits(shaken(model))
+    with without_lora(model):
+        assert logits(model).equal(before)
+        layer = lora_layers(model)["blocks.0.attention.query"]
+        assert layer.weight is layer.base.weight  # what a packed product would be made of
+    assert logits(model).equal(adapted) and not adapted.equal(before)
+    with pytest.raises(ZeroDivisionError), without_lora(model):
+        raise ZeroDivisionError
+    assert logits(model).equal(adapted)
 
 
 def test_targets_and_what_stays_trainable():

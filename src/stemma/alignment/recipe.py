@@ -120,7 +120,7 @@ class DPORecipe(StageRecipe):
     objective: DPOObjective = DPOObjective()
 
 
-Stage = TypeVar("Stage", bound=StageRecipe)
+Stage = TypeVar("Stage", bound=RunRecipe)
 
 
 def build_recipe(
@@ -129,7 +129,7 @@ def build_recipe(
     """Return a recipe with what is given instead.
 
     Args:
-        given: keys of the recipe, and of its section `data`; None: not given. overrides: `section.key=value`.
+        given: keys of the recipe, and of its sections; None: not given. overrides: `section.key=value`.
     Raises:
         InputError: no such recipe, an unknown key or a bad value; names the place.
     """

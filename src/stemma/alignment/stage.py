@@ -26,7 +26,7 @@ from stemma.training.batches import derived_seed
 from stemma.training.distributed import Workers, start_workers
 from stemma.training.lora import LoRAConfig, add_lora, lora_layers, merge_lora
 from stemma.training.objective import Display, Measured, Measurement
-from stemma.training.recipe import evaluated_each_epoch
+from stemma.training.recipe import RunRecipe, evaluated_each_epoch
 from stemma.training.run_directory import claim, locked
 from stemma.training.saving import holding
 from stemma.training.trainer import Outcome, Task, Trainer
@@ -47,7 +47,7 @@ class Pupil:
 
 
 @contextmanager
-def workplace(out: Path, recipe: StageRecipe) -> Iterator[Workers]:
+def workplace(out: Path, recipe: RunRecipe) -> Iterator[Workers]:
     """Keep other processes from the directory of a run, and find the device that the recipe asks for.
 
     Raises:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stemma.cli.align_rewards import docstrings, grpo, ppo
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -231,6 +233,11 @@ def dpo(
     with _failures(console):
         outcome, results = optimise(recipe, directory, overwrite=overwrite, display=_display(console))
     _finish(outcome, results, directory, console, as_json, f"next: stemma chat {directory}")
+
+
+app.command()(ppo)
+app.command()(grpo)
+app.command()(docstrings)
 
 
 def _given(

@@ -25,6 +25,7 @@ OF_TASK: dict[str, Any] = {
 }
 _WORDS = "Of word vectors"
 _TEXT, _TASK = "Of a language model", "Of a fine-tuned model"
+_PREFERENCE = "Of preference (--task preference)"
 
 
 def evaluate(
@@ -98,6 +99,34 @@ def evaluate(
     restrict: Annotated[
         int, typer.Option(min=1, help="Use the first so many words.", rich_help_panel=_WORDS)
     ] = 300_000,
+    task: Annotated[
+        str | None, typer.Option(help="preference: which model's responses are better.", rich_help_panel=_PREFERENCE)
+    ] = None,
+    against: Annotated[
+        str,
+        typer.Option(
+            help="The other model; default: the responses in the file of prompts.", rich_help_panel=_PREFERENCE
+        ),
+    ] = "response",
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            help="A reward model's directory, a function (module:function), or the URL of an OpenAI-compatible "
+            "endpoint, which is asked in both orders.",
+            rich_help_panel=_PREFERENCE,
+        ),
+    ] = None,
+    judge_model: Annotated[
+        str | None, typer.Option(help="What the judge is called at its endpoint.", rich_help_panel=_PREFERENCE)
+    ] = None,
+    longest: Annotated[int, typer.Option(min=1, help="Most tokens of a response.", rich_help_panel=_PREFERENCE)] = 128,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="Of the responses; 0: the likeliest tokens.", rich_help_panel=_PREFERENCE)
+    ] = 1.0,
+    most: Annotated[
+        int | None, typer.Option(min=1, help="Use the first so many prompts.", rich_help_panel=_PREFERENCE)
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the responses.", rich_help_panel=_PREFERENCE)] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")] = False,
 ) -> None:
@@ -106,17 +135,42 @@ def evaluate(
 
     Of a text: loss, perplexity, and bits per byte, which can be compared between tokenizers. Every token of every
     document is scored once, with at least a quarter of a window of context where there is one. Of labelled examples:
-    the metrics of the model's task. Of word vectors: analogies and the similarity of words.
+    the metrics of the model's task. Of word vectors: analogies and the similarity of words. Of preference: how often
+    the model's responses to the prompts of CORPUS are better than another's.
 
     Examples: [bold]stemma evaluate runs/tiny my-book.txt[/bold],
     [bold]stemma evaluate runs/finetune-bert/best test.csv --text sentence --predictions said.csv[/bold],
     [bold]stemma evaluate runs/de-en test.de,test.en[/bold],
-    [bold]stemma evaluate vectors.bin --analogies questions-words.txt --similarity wordsim353.tsv[/bold]
+    [bold]stemma evaluate vectors.bin --analogies questions-words.txt --similarity wordsim353.tsv[/bold],
+    [bold]stemma evaluate runs/ppo prompts.jsonl --task preference --against runs/sft --judge runs/reward[/bold]
     """
     if analogies or similarity:
         from stemma.cli.vectors import evaluate_vectors
 
         evaluate_vectors(model, analogies or [], similarity or [], restrict, as_json)
+        return
+    if task is not None or judge is not None:
+        from stemma.cli.preference import evaluate_preference
+        from stemma.errors import InputError, closest
+
+        if task != "preference":
+            hint = closest(task or "", ["preference"]) or ", expected preference"
+            raise InputError(f"--task {task}: no such evaluation{hint}")
+        if judge is None:
+            raise InputError("--task preference: who judges? Expected --judge too")
+        evaluate_preference(
+            model,
+            corpus,
+            against,
+            judge,
+            judge_model,
+            longest=longest,
+            temperature=temperature,
+            most=most,
+            seed=seed,
+            device=device,
+            as_json=as_json,
+        )
         return
     from stemma.finetuning.evaluating import is_finetuned
 

@@ -12,10 +12,8 @@ from rich.text import Text
 
 from stemma.insights.experiments import Board, Column, Measures, Observer
 from stemma.insights.workers import Event
-from stemma.training.progress import duration
+from stemma.training.progress import CURVE, duration, sparkline
 
-_BARS = "▁▂▃▄▅▆▇█"
-_WIDTH = 24  # of a curve, in characters, where there is room
 _OTHERS = 31  # characters of a row beside the name, the curve and the measures
 _NUMBER = 7  # characters of a measure
 _AROUND = 8  # lines of the screen beside the rows: messages, header, caption, time
@@ -87,16 +85,6 @@ def plain(board: Board, console: Console) -> Iterator[Observer]:
     yield Observer(say=say, event=event, measured=measured)
 
 
-def sparkline(values: list[float], width: int = _WIDTH) -> str:
-    """Return a curve of the values in characters; its height is their range."""
-    if len(values) < 2:
-        return ""
-    step = max(len(values) / width, 1.0)
-    picked = [values[min(int(i * step), len(values) - 1)] for i in range(min(width, len(values)))]
-    low, high = min(picked), max(picked)
-    return "".join(_BARS[round((value - low) / ((high - low) or 1.0) * (len(_BARS) - 1))] for value in picked)
-
-
 def _take_measures(row: _Row, measures: Measures) -> None:
     row.measures, row.stage = measures, "done"
 
@@ -104,10 +92,10 @@ def _take_measures(row: _Row, measures: Measures) -> None:
 def _table(board: Board, rows: Mapping[str, _Row], width: int, height: int) -> Table:
     names, columns = dict(board.labels), _columns(board)
     others = _OTHERS + _NUMBER * len(columns)
-    if max(map(len, names.values())) + others + _WIDTH // 2 > width:
+    if max(map(len, names.values())) + others + CURVE // 2 > width:
         names = {arm: arm for arm in names}
     longest = max(map(len, [*names.values(), board.first]))
-    curve = max(min(width - longest - others, _WIDTH), 5)
+    curve = max(min(width - longest - others, CURVE), 5)
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, caption=board.caption, caption_justify="left")
     for name in (board.first, "seed", "", "loss", "curve"):
         table.add_column(name, no_wrap=True)

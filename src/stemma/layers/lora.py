@@ -20,6 +20,7 @@ class LoRALinear(nn.Module):
         super().__init__()
         self.base = base.requires_grad_(False)
         self.rank, self.alpha, self.merged = rank, alpha, False
+        self.active = True  # False: the base alone (see `training.lora.without_lora`)
         # Updates of a model in half precision would be lost in rounding.
         dtype, device = torch.promote_types(base.weight.dtype, torch.float32), base.weight.device
         self.a = nn.Parameter(torch.empty(rank, base.in_features, dtype=dtype, device=device))
@@ -37,7 +38,7 @@ class LoRALinear(nn.Module):
     def weight(self) -> Tensor:
         """The weight of the map as it is now, float [out, in]: what a packed product of it needs."""
         weight = self.base.weight
-        return weight if self.merged else (weight + self._update()).to(weight.dtype)
+        return (weight + self._update()).to(weight.dtype) if self._adds else weight
 
     @property
     def bias(self) -> Tensor | None:
@@ -47,7 +48,7 @@ class LoRALinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map float [..., in] to [..., out]."""
         output = self.base(x)
-        if self.merged:
+        if not self._adds:
             return output
         narrow = linear(self.dropout(x).to(self.a.dtype), self.a) * self.scale
         return output + linear(narrow, self.b).to(output.dtype)
@@ -65,6 +66,10 @@ class LoRALinear(nn.Module):
         if self.merged:
             self.base.weight.copy_(self.base.weight - self._update())
             self.merged = False
+
+    @property
+    def _adds(self) -> bool:
+        return self.active and not self.merged
 
     def _update(self) -> Tensor:
         return self.b @ self.a * self.scale

@@ -16,7 +16,7 @@ def token_log_probabilities(hidden: Tensor, weight: Tensor, targets: Tensor, tem
     Args:
         hidden: float [tokens, hidden]. weight: float [vocabulary, hidden]. targets: int64 [tokens].
     """
-    rows = max(64, CHUNK_BYTES // (4 * weight.shape[0]))
+    rows = chunk_rows(weight)
     if len(hidden) <= rows or not torch.is_grad_enabled():
         parts = [
             _of_chunk(hidden[start : start + rows], weight, targets[start : start + rows], temperature)
@@ -28,6 +28,11 @@ def token_log_probabilities(hidden: Tensor, weight: Tensor, targets: Tensor, tem
             for chunk, chosen in zip(hidden.split(rows), targets.split(rows), strict=True)
         ]
     return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
+
+
+def chunk_rows(weight: Tensor) -> int:
+    """Return of how many tokens the logits are computed at once."""
+    return max(64, CHUNK_BYTES // (4 * weight.shape[0]))
 
 
 def _of_chunk(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> Tensor:

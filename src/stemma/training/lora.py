@@ -1,6 +1,7 @@
 """LoRA for every family: adapt linear layers in place, train only that, merge (Hu et al. 2021; see `layers.lora`)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -81,6 +82,22 @@ def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
 def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Return the parameters of the adapters, a shared one once."""
     return list(dict.fromkeys(parameter for layer in lora_layers(model).values() for parameter in (layer.a, layer.b)))
+
+
+@contextmanager
+def without_lora(model: nn.Module) -> Iterator[None]:
+    """Let a model with adapters, not merged ones, be its base in this block.
+
+    A policy that is trained by adapters so has its reference in itself.
+    """
+    layers = lora_layers(model).values()
+    try:
+        for layer in layers:
+            layer.active = False
+        yield
+    finally:
+        for layer in layers:
+            layer.active = True
 
 
 def merge_lora(model: Model) -> Model:

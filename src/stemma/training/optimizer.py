@@ -1,4 +1,4 @@
-"""AdamW as the GPT papers use it: decoupled weight decay on matrices only."""
+"""The optimizer of a recipe; AdamW as the GPT papers use it: decoupled weight decay on matrices only."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -6,7 +6,29 @@ from typing import Any
 import torch
 from torch import nn
 
+from stemma.training.adafactor import Adafactor
 from stemma.training.layer_decay import by_rate
+from stemma.training.recipe import TrainingRecipe
+
+
+def optimizer_of(model: nn.Module, training: TrainingRecipe) -> torch.optim.Optimizer:
+    """Return the optimizer of a recipe over the trainable parameters of a model."""
+    if training.optimizer != "adamw":
+        rates = by_rate(model, training.layer_decay)
+        groups = [{"params": parameters, "scale": scale} for scale, parameters in rates]
+        if training.optimizer == "adafactor":
+            return Adafactor(groups, learning_rate=training.learning_rate)
+        start = training.accumulator
+        return torch.optim.Adagrad(groups, lr=training.learning_rate, initial_accumulator_value=start)
+    return adamw(
+        model,
+        learning_rate=training.learning_rate,
+        betas=training.betas,
+        epsilon=training.epsilon,
+        weight_decay=training.weight_decay,
+        bias_correction=training.bias_correction,
+        layer_decay=training.layer_decay,
+    )
 
 
 def adamw(

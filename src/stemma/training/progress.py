@@ -1,7 +1,7 @@
 """What a person sees of a training: a live bar on a terminal, plain lines elsewhere."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console, RenderableType
@@ -18,6 +18,8 @@ from rich.text import Text
 
 # On anything but a terminal a line is printed no more often than this, in seconds.
 PLAIN_INTERVAL = 5.0
+CURVE = 24  # characters of a curve, where there is room
+_BARS = "▁▂▃▄▅▆▇█"
 
 Report = Callable[[str, int, int], None]
 
@@ -167,6 +169,16 @@ def describe(values: Mapping[str, float]) -> str:
         "learning_rate": lambda x: f"lr {x:.2e}",
     }
     return "  ".join(words(values[name]) for name, words in parts.items() if values.get(name) is not None)
+
+
+def sparkline(values: Sequence[float], width: int = CURVE) -> str:
+    """Return a curve of the values in characters; its height is their range."""
+    if len(values) < 2:
+        return ""
+    step = max(len(values) / width, 1.0)
+    picked = [values[min(int(i * step), len(values) - 1)] for i in range(min(width, len(values)))]
+    low, high = min(picked), max(picked)
+    return "".join(_BARS[round((value - low) / ((high - low) or 1.0) * (len(_BARS) - 1))] for value in picked)
 
 
 def quantity(number: float) -> str:

@@ -120,6 +120,14 @@ class TrainingRecipe(Section):
             raise ValueError("give either steps or epochs, the other one null")
         return self
 
+    def rate(self, step: int, steps: int) -> float:
+        """Return the learning rate of the update after `step` updates, in a run of `steps`."""
+        schedule = self.schedule
+        total = schedule.until or steps
+        warmup = schedule.warmup_updates(total)
+        factor = schedules.factor(schedule.name, step, total=total, warmup=warmup, final=schedule.final)
+        return self.learning_rate * factor
+
 
 class EvaluationRecipe(Section):
     """Held-out evaluation.

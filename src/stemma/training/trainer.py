@@ -17,9 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from stemma.errors import InputError
-from stemma.training import schedules
 from stemma.training.accounting import Progress
-from stemma.training.adafactor import Adafactor
 from stemma.training.adaptation import checkpoint_activations, compile_blocks
 from stemma.training.averaging import WeightAverage, applied, mean_of_checkpoints
 from stemma.training.batches import Batches, Plan, derived_seed
@@ -27,13 +25,12 @@ from stemma.training.distributed import Workers, full_tensor, shard, synchronize
 from stemma.training.hardware import choose_precision, matmul_rate, training_flops_per_token
 from stemma.training.held_out import Evaluation, evaluate
 from stemma.training.interrupts import Interrupts
-from stemma.training.layer_decay import by_rate
 from stemma.training.metrics import METRICS, MetricsLog
 from stemma.training.non_finite import Diverged, non_finite_report
 from stemma.training.objective import Batch, Display, HeldOut, LossModule, Measured, Objective, Sequences
-from stemma.training.optimizer import adamw
+from stemma.training.optimizer import optimizer_of
 from stemma.training.progress import Silent
-from stemma.training.recipe import RunRecipe, TrainingRecipe
+from stemma.training.recipe import RunRecipe
 from stemma.training.saving import STATES, Publish, Saver
 from stemma.training.state import SavedState, restore_tensors
 
@@ -109,7 +106,7 @@ class Trainer:
             compile_blocks(self.model)
         shard(self.loss_module, self.workers)
         training = recipe.training
-        self.optimizer = _optimizer(self.model, training)
+        self.optimizer = optimizer_of(self.model, training)
         self.average = None if training.ema is None else WeightAverage(self.model, training.ema)
         self.batches = Batches(
             task.sequences,
@@ -372,12 +369,8 @@ class Trainer:
         }
 
     def _learning_rate(self, step: int) -> float:
-        schedule = self.recipe.training.schedule
-        total = schedule.until or self.task.steps
-        warmup = schedule.warmup_updates(total)
-        factor = schedules.factor(schedule.name, step, total=total, warmup=warmup, final=schedule.final)
         rate = getattr(self.task.sequences, "rate", None)
-        return self.recipe.training.learning_rate * factor * (rate(step) if rate else 1.0)
+        return self.recipe.training.rate(step, self.task.steps) * (rate(step) if rate else 1.0)
 
     def _autocast(self) -> AbstractContextManager[None]:
         if self.precision == torch.float32:
@@ -386,25 +379,6 @@ class Trainer:
 
     def _on_device(self, batch: Batch) -> dict[str, Tensor]:
         return {name: tensor.to(self.workers.device, non_blocking=True) for name, tensor in batch.items()}
-
-
-def _optimizer(model: nn.Module, training: TrainingRecipe) -> torch.optim.Optimizer:
-    if training.optimizer != "adamw":
-        rates = by_rate(model, training.layer_decay)
-        groups = [{"params": parameters, "scale": scale} for scale, parameters in rates]
-        if training.optimizer == "adafactor":
-            return Adafactor(groups, learning_rate=training.learning_rate)
-        start = training.accumulator
-        return torch.optim.Adagrad(groups, lr=training.learning_rate, initial_accumulator_value=start)
-    return adamw(
-        model,
-        learning_rate=training.learning_rate,
-        betas=training.betas,
-        epsilon=training.epsilon,
-        weight_decay=training.weight_decay,
-        bias_correction=training.bias_correction,
-        layer_decay=training.layer_decay,
-    )
 
 
 def _numbers(result: Evaluation) -> dict[str, float]:
