@@ -89,7 +89,7 @@ def test_plain_lines_of_progress(run, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("a.txt", "--out", "v.csv"), "--out v.csv: expected a name that ends in .npy or .parquet"),
+        (("a.txt", "--out", "v.csv"), "--out v.csv: expected a name that ends in .npy, .parquet or .hdf5"),
         (("a.txt", "--out", "no/v.npy"), "is not there"),
         (("b.txt", "--out", "v.npy"), "b.txt: no such file"),
         (("empty.txt", "--out", "v.npy"), "empty.txt: no text in it"),

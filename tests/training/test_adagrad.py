@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from stemma.training.optimizer import optimizer_of
 from stemma.training.recipe import TrainingRecipe
-from stemma.training.trainer import _optimizer
 
 
 def test_steps_are_divided_by_the_root_of_all_squares() -> None:
@@ -13,7 +13,7 @@ def test_steps_are_divided_by_the_root_of_all_squares() -> None:
     with torch.no_grad():
         model.weight.fill_(2.0)
     recipe = TrainingRecipe(steps=1, batch=1, learning_rate=0.2, optimizer="adagrad", accumulator=1.0)
-    optimizer = _optimizer(model, recipe)
+    optimizer = optimizer_of(model, recipe)
     expected, squares = 2.0, 1.0
     for gradient in (0.5, -3.0, 1.0):
         model.weight.grad = torch.full((1, 1), gradient)
