@@ -23,7 +23,7 @@ class ImageDataRecipe(Section):
 
     Args:
         held_out: what is measured on: a share of them, or another source; default: the part of the source that is for
-            testing, or else a tenth. limit: train on so many of them only, drawn by the seed.
+            testing, or else a tenth. limit: train on so many of them only, the same with every seed.
     """
 
     source: str = "digits"

@@ -4,6 +4,7 @@ timm needs it for data that we do not load with it; its models, its RandAugment 
 """
 
 import sys
+from enum import Enum
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,8 @@ class _Empty(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        if name == "InterpolationMode":
+            return Enum(name, "NEAREST BILINEAR BICUBIC BOX HAMMING LANCZOS")
         return type(name, (), {})
 
 
@@ -34,6 +37,9 @@ def import_timm() -> Any:
         for name in names:
             sys.modules[name] = _Empty(name)
             sys.modules[name].__spec__ = ModuleSpec(name, None)
+            parent, _, own = name.rpartition(".")
+            if parent:
+                setattr(sys.modules[parent], own, sys.modules[name])
     try:
         import timm
         import timm.data
