@@ -1,4 +1,4 @@
-"""Images from every place: digits, folders, zips, MNIST's idx, CIFAR's batches, data sets; and the order of training."""
+"""Images from every place: digits, folders, zips, MNIST's idx, CIFAR's batches, data sets; the order of training."""
 
 import gzip
 import pickle

@@ -134,10 +134,10 @@ def _box(height: int, width: int, share: float, rng: np.random.Generator) -> tup
 
     Its middle may be anywhere, so that the image's border may cut it.
     """
-    side = math.sqrt(1 - share)
-    halves, middles = (int(height * side) // 2, int(width * side) // 2), (rng.integers(height), rng.integers(width))
+    sides = [(int(whole * math.sqrt(1 - share)), whole) for whole in (height, width)]
+    middles = [int(rng.integers(whole)) for whole in (height, width)]
     rows, columns = (
-        slice(max(int(middle) - half, 0), min(int(middle) + half, whole))
-        for middle, half, whole in zip(middles, halves, (height, width), strict=True)
+        slice(max(middle - side // 2, 0), min(middle + (side + 1) // 2, whole))
+        for middle, (side, whole) in zip(middles, sides, strict=True)
     )
     return rows, columns, 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)

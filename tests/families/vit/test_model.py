@@ -126,7 +126,7 @@ def test_stochastic_depth_leaves_whole_examples_out_and_keeps_the_mean() -> None
     torch.manual_seed(0)
     layer, x = StochasticDepth(0.25), torch.ones(4000, 3)
     kept = layer(x)
-    assert set(kept[:, 0].tolist()) == {0.0, pytest.approx(4 / 3)} and (kept == kept[:, :1]).all()
+    assert sorted(set(kept[:, 0].tolist())) == pytest.approx([0, 4 / 3]) and (kept == kept[:, :1]).all()
     assert float(kept.mean()) == pytest.approx(1, abs=0.03)
     assert layer.eval()(x) is x
     rates = [block.depth.rate for block in ViT(replace(SMALL, stochastic_depth=0.1)).blocks]
