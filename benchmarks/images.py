@@ -4,7 +4,7 @@
 
 Both train a distilled DeiT on the same made-up photographs with the same work on each image: our augmentation and
 mixing, in this process, one batch ahead in a thread; AdamW (fused), stochastic depth 0.1, float32. Theirs is timm's
-model in a plain loop. Inference is of batches that lie ready. Arms in turn; medians, and the ratio's median over the rounds.
+model in a plain loop. Inference is of batches that lie ready. Arms in turn; medians, and the median of the ratios.
 """
 
 import argparse

@@ -228,7 +228,9 @@ def test_accuracies_are_those_of_the_heads() -> None:
     for name in ("class", "distillation"):
         assert found.metrics[f"{name}_accuracy"] == pytest.approx((heads[name].argmax(-1).numpy() == labels).mean())
     cosines = token_cosines(model, few, GREY)
-    one, two = model.embeddings.class_token.flatten(), model.embeddings.distillation_token.flatten()  # type: ignore[union-attr]
+    one, two = (
+        token.detach().flatten() for token in (model.embeddings.class_token, model.embeddings.distillation_token)
+    )
     assert len(cosines) == 3 and cosines[0] == pytest.approx(float(one @ two / one.norm() / two.norm()), abs=1e-5)
 
 
