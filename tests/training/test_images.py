@@ -250,5 +250,8 @@ def test_the_commands(tmp_path: Path) -> None:
     further = ["model.image_size=12", "training.steps=1", "training.batch=2", "data.limit=4"]
     said("finetune", run, "--train", "digits", *further, "--out", str(tmp_path / "large"), "--json")
     assert stemma.load(tmp_path / "large").config.image_size == 12
+    page = tmp_path / "look.html"
+    assert runner.invoke(build(), ["look", run, "digits", "--count", "2", "--out", str(page)]).exit_code == 0
+    assert page.read_text().count("<img") == 2 * 7 + 2 * 3
     wrong = runner.invoke(build(), ["evaluate", run, "digits", "--field", "body"])
     assert isinstance(wrong.exception, InputError) and "reads images" in str(wrong.exception)
