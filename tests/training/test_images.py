@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from timm_package import import_timm
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -144,6 +145,21 @@ def test_teachers_that_do_not_fit(teacher: Path, tmp_path: Path) -> None:
         load_teacher(str(tmp_path), ("x", "y"), GREY)
     with pytest.raises(InputError, match="timm gives no such model|needs timm"):
         load_teacher("timm:no_such_net", DIGITS, GREY)
+
+
+def test_a_teacher_of_timm_with_weights_of_ones_own(tmp_path: Path) -> None:
+    timm = import_timm()
+    torch.manual_seed(0)
+    net = timm.create_model("resnet10t", num_classes=10).eval()
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    teacher = load_teacher(f"timm:resnet10t={tmp_path / 'net.pth'}", DIGITS, GREY)
+    size, mean, std = net.pretrained_cfg["input_size"][-1], net.pretrained_cfg["mean"], net.pretrained_cfg["std"]
+    grey = torch.full((1, 1, 8, 8), 0.4)  # 0.7 of white
+    seen = torch.stack([torch.full((size, size), (0.7 - one) / other) for one, other in zip(mean, std, strict=True)])
+    with torch.no_grad():
+        assert (teacher(grey) - net(seen[None])).abs().max() < 1e-4
+    with pytest.raises(InputError, match="timm gives no such model"):
+        load_teacher(f"timm:resnet10t={tmp_path / 'none.pth'}", DIGITS, GREY)
 
 
 def test_a_killed_run_ends_as_an_undisturbed_one(

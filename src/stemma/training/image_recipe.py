@@ -13,9 +13,13 @@ from stemma.training.recipe import RunRecipe, Section, TrainingRecipe
 from stemma.training.recipe_source import RecipeSource, find_recipe
 
 # Sections that decide the resulting weights.
-DECISIVE = (
-    ("family", "model", "start", "data", "preprocessing", "augmentation", "distillation", "training", "seed")
-)  # fmt: skip
+DECISIVE = ("family", "model", "start", "data", "preprocessing", "augmentation", "distillation", "training", "seed")
+# What a checkpoint's weights decide.
+_FIXED = {
+    "vit": ("patch_size", "channels", "classes", "class_names", "layers", "hidden", "heads", "feed_forward")
+    + ("activation", "norm_epsilon", "distilled", "initial_std"),
+    "resnet": ("channels", "classes", "class_names", "blocks", "width", "groups"),
+}
 
 
 class ImageDataRecipe(Section):
@@ -165,11 +169,3 @@ def read_image_recipe(path: Path) -> RunRecipe:
     from stemma.training.recipe import load_recipe
 
     return load_image_recipe(path) or load_recipe(path)
-
-
-# What a checkpoint's weights decide.
-_FIXED = {
-    "vit": ("patch_size", "channels", "classes", "class_names", "layers", "hidden", "heads", "feed_forward")
-    + ("activation", "norm_epsilon", "distilled", "initial_std"),
-    "resnet": ("channels", "classes", "class_names", "blocks", "width", "groups"),
-}

@@ -56,7 +56,7 @@ def load_teacher(name: str, class_names: tuple[str, ...], seen: Preprocessing) -
     Raises:
         InputError: no such teacher, or one of other classes.
     """
-    model, own, names = _of_timm(name.removeprefix(TIMM)) if name.startswith(TIMM) else _of_ours(name)
+    model, own, names = _of_timm(name, len(class_names)) if name.startswith(TIMM) else _of_ours(name)
     if names and names != class_names:
         different = next((one for one in class_names if one not in names), None)
         what = "in another order" if different is None else f"without '{different}'{closest(different, names)}"
@@ -75,18 +75,22 @@ def _of_ours(name: str) -> tuple[nn.Module, Preprocessing, tuple[str, ...]]:
     return model, Preprocessing.load(resolve(name), channels=model.config.channels), model.config.class_names
 
 
-def _of_timm(name: str) -> tuple[nn.Module, Preprocessing, tuple[str, ...]]:
+def _of_timm(given: str, classes: int) -> tuple[nn.Module, Preprocessing, tuple[str, ...]]:
     try:
         import timm
     except (ImportError, RuntimeError, OSError) as error:  # the latter: a torchvision of another build than torch
         reason = str(error).splitlines()[0]
-        raise InputError(f"{TIMM}{name}: needs timm and a torchvision of torch's own build ({reason})") from error
-    name, _, file = name.partition("=")
-    arguments: dict[str, Any] = {"checkpoint_path": str(Path(file).expanduser())} if file else {"pretrained": True}
+        raise InputError(
+            f"distillation.teacher: {given} needs timm and a torchvision of torch's own build ({reason})"
+        ) from error
+    name, _, file = given.removeprefix(TIMM).partition("=")
+    own: dict[str, Any] = {"checkpoint_path": str(Path(file).expanduser()), "num_classes": classes}
     try:
-        model = timm.create_model(name, **arguments)
+        model = timm.create_model(name, **(own if file else {"pretrained": True}))
     except Exception as error:  # whatever timm, and the network library beneath it, raises
-        raise InputError(f"{TIMM}{name}: timm gives no such model ({str(error).splitlines()[0]})") from error
+        raise InputError(
+            f"distillation.teacher: {given}: timm gives no such model ({str(error).splitlines()[0]})"
+        ) from error
     config: Any = model.pretrained_cfg
     size = int(config["input_size"][-1])
     return model, Preprocessing(size, mean=tuple(config["mean"]), std=tuple(config["std"])), ()
