@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stemma import families
+from stemma.data.hub_datasets import first_line
 from stemma.data.image_preprocessing import Preprocessing
 from stemma.errors import InputError, closest
 from stemma.families.directory import resolve
