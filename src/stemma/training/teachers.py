@@ -80,7 +80,7 @@ def _of_timm(given: str, classes: int) -> tuple[nn.Module, Preprocessing, tuple[
     try:
         import timm
     except (ImportError, RuntimeError, OSError) as error:  # the latter: a torchvision of another build than torch
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise InputError(
             f"distillation.teacher: {given} needs timm and a torchvision of torch's own build ({reason})"
         ) from error
@@ -89,9 +89,8 @@ def _of_timm(given: str, classes: int) -> tuple[nn.Module, Preprocessing, tuple[
     try:
         model = timm.create_model(name, **(own if file else {"pretrained": True}))
     except Exception as error:  # whatever timm, and the network library beneath it, raises
-        raise InputError(
-            f"distillation.teacher: {given}: timm gives no such model ({str(error).splitlines()[0]})"
-        ) from error
+        reason = first_line(error) or type(error).__name__
+        raise InputError(f"distillation.teacher: {given}: timm gives no such model ({reason})") from error
     config: Any = model.pretrained_cfg
     size = int(config["input_size"][-1])
     return model, Preprocessing(size, mean=tuple(config["mean"]), std=tuple(config["std"])), ()
