@@ -29,6 +29,7 @@ bench: .venv/dev
 	.venv/bin/python benchmarks/elmo.py --quick
 	.venv/bin/python benchmarks/quantization.py --quick
 	.venv/bin/python benchmarks/serving.py --quick
+	.venv/bin/python benchmarks/images.py --quick
 
 lint: .venv/dev
 	.venv/bin/ruff check src tests benchmarks
@@ -51,6 +52,8 @@ imports: .venv/dev
 
 .venv/dev: .venv/base
 	.venv/bin/python -m pip install --quiet -e ".[dev]"
+# By itself: it asks for torchvision, which PyPI has for CUDA builds of torch only; the tests do without.
+	.venv/bin/python -m pip install --quiet --no-deps "timm>=1.0.20"
 	touch $@
 
 clean:

@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 # line's --help do not wait for PyTorch.
 _EXPORTS = {
     "load": "stemma.families",
+    "save": "stemma.families",
     "load_tokenizer": "stemma.data.tokenizers",
     "generate": "stemma.inference.generate",
     "Engine": "stemma.inference.engine",
@@ -16,7 +17,7 @@ _EXPORTS = {
     "predict": "stemma.finetuning.predicting",
 }
 
-__all__ = ["Engine", "Request", "__version__", "generate", "load", "load_tokenizer", "predict"]
+__all__ = ["Engine", "Request", "__version__", "generate", "load", "load_tokenizer", "predict", "save"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,7 @@ import yaml
 
 from stemma.errors import InputError
 from stemma.families.gpt.model import PRESETS
+from stemma.training.image_recipe import load_image_recipe
 from stemma.training.recipe import DECISIVE, ROUNDING, differences, load_recipe, write_recipe
 from stemma.training.recipe_source import shipped_recipes
 from stemma.training.vector_recipe import load_vector_recipe
@@ -121,7 +122,7 @@ def test_more_steps_are_no_difference_where_the_schedule_does_not_depend_on_them
 def test_every_shipped_recipe_is_valid(name):
     if name.startswith("align/"):  # they say how; what and on what is given beside them
         return
-    if load_vector_recipe(name) is not None:  # of word vectors, which have no steps and no context
+    if load_vector_recipe(name) is not None or load_image_recipe(name) is not None:  # which have no context
         return
     recipe = load_recipe(name)
     if "context" in recipe.model:

@@ -26,6 +26,7 @@ VERBS = {
     "compare": ("stemma.cli.compare", "compare", MEASURE),
     "reproduce": ("stemma.cli.reproduce", "reproduce", MEASURE),
     "evaluate": ("stemma.cli.evaluate", "evaluate", MEASURE),
+    "look": ("stemma.cli.look", "look", MEASURE),
 }
 
 

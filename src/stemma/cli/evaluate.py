@@ -136,7 +136,8 @@ def evaluate(
     Of a text: loss, perplexity, and bits per byte, which can be compared between tokenizers. Every token of every
     document is scored once, with at least a quarter of a window of context where there is one. Of labelled examples:
     the metrics of the model's task. Of word vectors: analogies and the similarity of words. Of preference: how often
-    the model's responses to the prompts of CORPUS are better than another's.
+    the model's responses to the prompts of CORPUS are better than another's. Of images (digits, a folder for each
+    class, MNIST's or CIFAR's files, hf:owner/name): the accuracy of each head and of both.
 
     Examples: [bold]stemma evaluate runs/tiny my-book.txt[/bold],
     [bold]stemma evaluate runs/finetune-bert/best test.csv --text sentence --predictions said.csv[/bold],
@@ -172,9 +173,14 @@ def evaluate(
             as_json=as_json,
         )
         return
+    from stemma.cli.images import evaluate_images, is_image_model
     from stemma.finetuning.evaluating import is_finetuned
 
     given = locals()
+    if is_image_model(model):
+        _refuse_options(given, {**OF_TEXT, **OF_TASK}, f"{model} reads images, and this option is of texts")
+        evaluate_images(model, "digits" if corpus == "python" else corpus, device, as_json)
+        return
     finetuned = is_finetuned(model)
     _refuse(model, given, OF_TEXT if finetuned else OF_TASK, finetuned)
     if finetuned:
@@ -185,14 +191,17 @@ def evaluate(
 
 def _refuse(model: str, given: dict[str, Any], others: dict[str, Any], finetuned: bool) -> None:
     """Raise InputError for an option that this evaluation does not have."""
+    kind = "fine-tuned" if finetuned else "no fine-tuned model"
+    of = "texts that a language model scores" if finetuned else "labelled examples"
+    _refuse_options(given, others, f"{model} is {kind}, and this option is of {of}")
+
+
+def _refuse_options(given: dict[str, Any], others: dict[str, Any], why: str) -> None:
     from stemma.errors import InputError
 
     wrong = next((name for name, default in others.items() if given[name] != default), None)
     if wrong is not None:
-        option = wrong.replace("_", "-")
-        kind = "fine-tuned" if finetuned else "no fine-tuned model"
-        of = "texts that a language model scores" if finetuned else "labelled examples"
-        raise InputError(f"--{option}: {model} is {kind}, and this option is of {of}")
+        raise InputError(f"--{wrong.replace('_', '-')}: {why}")
 
 
 def _data(corpus: str, given: dict[str, Any]) -> "DataRecipe":

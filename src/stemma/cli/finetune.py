@@ -58,17 +58,24 @@ def finetune(
     T5 by their likelihood. Answers are pointed at, by GLM and T5 written. The same command again goes on where a run
     stopped.
 
+    A ViT goes on with images, at a higher resolution with model.image_size=384.
+
     Example: stemma finetune runs/bert --train train.csv --dev dev.csv --text sentence --label label,
     or --train hf:nyu-mll/glue:rte --dev hf:nyu-mll/glue:rte:validation --text sentence1 --pair sentence2
     """
     from rich.console import Console
 
+    from stemma.cli.images import continue_images, is_image_model
     from stemma.finetuning.recipe import build_recipe
     from stemma.finetuning.run import family_and_size, read_splits
     from stemma.finetuning.run import finetune as run
     from stemma.training.non_finite import Diverged
     from stemma.training.progress import ConsoleDisplay
 
+    if is_image_model(model):
+        directory = out or Path("runs") / f"finetune-{Path(model).name}"
+        continue_images(model, train, dev, overrides or [], directory, overwrite, as_json)
+        return
     given: dict[str, Any] = {
         "model": model,
         "task": {"kind": task},

@@ -35,18 +35,20 @@ def pretrain(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Prepare the corpus, show what would be done.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON; the rest goes to stderr.")] = False,
 ) -> None:
-    """Train a model from raw text, with a recipe.
+    """Train a model from raw text, or from images with their classes, with a recipe.
 
     The same command again goes on where a run stopped, however it stopped. Several GPUs or processes:
     torchrun --standalone --nproc-per-node 2 --no-python stemma pretrain ...
 
     Example: stemma pretrain gpt/tiny data.source=book.txt training.steps=200 --out runs/book,
-    or, of pairs of texts, stemma pretrain transformer/tiny data.source=train.de,train.en data.held_out=dev.de,dev.en
+    or, of pairs of texts, stemma pretrain transformer/tiny data.source=train.de,train.en data.held_out=dev.de,dev.en,
+    or, of images with their classes, stemma pretrain vit/tiny data.source=digits
     """
     from rich.console import Console
 
     from stemma.errors import InputError
     from stemma.training.distributed import is_main
+    from stemma.training.image_recipe import load_image_recipe
     from stemma.training.non_finite import Diverged
     from stemma.training.pretrain import prepare_run, summary_lines
     from stemma.training.pretrain import pretrain as run
@@ -64,6 +66,12 @@ def pretrain(
         from stemma.cli.vectors import pretrain_vectors
 
         pretrain_vectors(vectors, directory, display, resume, overwrite, dry_run, as_json)
+        return
+    images = load_image_recipe(recipe, overrides or [])
+    if images is not None:
+        from stemma.cli.images import train_images
+
+        train_images(images, directory, display, resume, overwrite, dry_run, as_json)
         return
     loaded = load_recipe(recipe, overrides or [])
     if dry_run:

@@ -26,7 +26,7 @@ def needs_split(what: str | Path) -> bool:
     Raises:
         InputError: it cannot be read.
     """
-    found, split = _loaded(str(what))
+    found, split = loaded(str(what))
     return split is None and isinstance(found, Mapping) and len(found) > 1
 
 
@@ -39,7 +39,7 @@ def dataset_rows(what: str | Path) -> Iterator[tuple[dict[str, Any], str]]:
         InputError: it cannot be read, or has no such split.
     """
     what = str(what)
-    found = _split_of(what)
+    found = split_of(what)
     named = {name: names for name, feature in found.features.items() if (names := _naming(feature)) is not None}
     number = 0
     try:
@@ -51,9 +51,13 @@ def dataset_rows(what: str | Path) -> Iterator[tuple[dict[str, Any], str]]:
         raise InputError(f"{what}: cannot be read after row {number} ({first_line(error)})") from None
 
 
-def _split_of(what: str) -> Any:
-    """Return a `datasets.Dataset`."""
-    found, split = _loaded(what)
+def split_of(what: str) -> Any:
+    """Return a `datasets.Dataset`: the split that is named, "train", or the only one.
+
+    Raises:
+        InputError: it cannot be read, or has no such split.
+    """
+    found, split = loaded(what)
     if not isinstance(found, Mapping):
         if split is not None:
             raise InputError(f"{what}: no split '{split}'; the data set is not divided")
@@ -64,7 +68,7 @@ def _split_of(what: str) -> Any:
     return found[wanted]
 
 
-def _loaded(what: str) -> tuple[Any, str | None]:
+def loaded(what: str) -> tuple[Any, str | None]:
     """Return a `datasets.Dataset`, or a mapping of them by their splits; and the split that is named."""
     datasets = import_datasets()
     name, config, split = _taken_apart(what)

@@ -41,6 +41,7 @@ from stemma.families.gpt import checkpoint as gpt_checkpoint
 from stemma.families.gpt.model import GPT, GPTConfig
 from stemma.families.gpt.model import PRESETS as GPT_PRESETS
 from stemma.families.gpt.objective import Causal
+from stemma.families.image_classification import ImageClassification
 from stemma.families.lstm import checkpoint as lstm_checkpoint
 from stemma.families.lstm.model import LSTM, LSTMConfig
 from stemma.families.lstm.model import PRESETS as LSTM_PRESETS
@@ -50,6 +51,9 @@ from stemma.families.mistral import native as mistral_native
 from stemma.families.mistral.model import PRESETS as MISTRAL_PRESETS
 from stemma.families.mistral.model import Mistral, MistralConfig
 from stemma.families.mistral.objective import RoutedCausal
+from stemma.families.resnet import checkpoint as resnet_checkpoint
+from stemma.families.resnet.model import PRESETS as RESNET_PRESETS
+from stemma.families.resnet.model import ResNet, ResNetConfig
 from stemma.families.t5 import checkpoint as t5_checkpoint
 from stemma.families.t5.model import PRESETS as T5_PRESETS
 from stemma.families.t5.model import T5, T5Config
@@ -60,9 +64,15 @@ from stemma.families.transformer.model import Transformer, TransformerConfig
 from stemma.families.transformer.objective import Translation
 from stemma.families.unilm.model import PRESETS as UNILM_PRESETS
 from stemma.families.unilm.objective import ClozeMixture
+from stemma.families.vit import checkpoint as vit_checkpoint
+from stemma.families.vit import google as vit_google
+from stemma.families.vit import timm as vit_timm
+from stemma.families.vit.model import PRESETS as VIT_PRESETS
+from stemma.families.vit.model import ViT, ViTConfig
 from stemma.layers.lora import LoRALinear
 
 if TYPE_CHECKING:
+    from stemma.data.image_preprocessing import Preprocessing
     from stemma.data.tokenizers import Tokenizer
 
 
@@ -173,8 +183,28 @@ FAMILIES: dict[str, Family] = {
         from_published=elmo_checkpoint.from_published,
         write_beside=elmo_published.write_beside,
     ),
+    "vit": Family(
+        config=ViTConfig,
+        model=ViT,
+        presets=VIT_PRESETS,
+        objectives={"classification": ImageClassification},
+        model_types=vit_checkpoint.MODEL_TYPES,
+        to_published=vit_checkpoint.to_published,
+        from_published=vit_checkpoint.from_published,
+    ),
+    "resnet": Family(
+        config=ResNetConfig,
+        model=ResNet,
+        presets=RESNET_PRESETS,
+        objectives={"classification": ImageClassification},
+        model_types=resnet_checkpoint.MODEL_TYPES,
+        to_published=resnet_checkpoint.to_published,
+        from_published=resnet_checkpoint.from_published,
+    ),
 }
 
+# Families of models that read images and no text.
+IMAGE_FAMILIES = ("vit", "resnet")
 # Families of vectors that are no modules: `stemma.data.vectors.WordVectors` loads them.
 WORD_VECTORS = ("word2vec", "glove")
 
@@ -203,18 +233,28 @@ def family_of(model: nn.Module) -> Family:
     return branch
 
 
+def reads_images(model: nn.Module) -> bool:
+    """Return whether a model is of one of `IMAGE_FAMILIES`."""
+    return isinstance(model, tuple(FAMILIES[name].model for name in IMAGE_FAMILIES))
+
+
 def load(
     path_or_hub_id: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> nn.Module:
     """Load a checkpoint directory, ours or Hugging Face's, as a model in eval mode with `.config`.
 
     Args:
-        path_or_hub_id: a folder with config.json and weights, or an id on the Hugging Face hub.
+        path_or_hub_id: a folder with config.json and weights, or an id on the Hugging Face hub; or a published .npz of
+            ViT's authors.
         dtype: of the parameters, default: as stored. device: default: the CPU.
     Raises:
         InputError: no such checkpoint, an unknown family or configuration, weights that are broken or do not fit.
     """
+    if Path(path_or_hub_id).suffix == ".npz":
+        return vit_google.load_npz(path_or_hub_id, dtype=dtype, device=device).eval()
     directory = resolve(path_or_hub_id)
+    if vit_timm.is_timm(directory):
+        return vit_timm.load_timm(directory, dtype=dtype, device=device).eval()
     if glm_original.is_original(directory):
         return glm_original.load_original(directory, dtype=dtype, device=device).eval()
     if mistral_native.is_native(directory):
@@ -229,16 +269,23 @@ def load(
 
 
 def save(
-    model: nn.Module, tokenizer: "Tokenizer | None", directory: str | Path, *, shard_bytes: int = SHARD_BYTES
+    model: nn.Module,
+    tokenizer: "Tokenizer | None",
+    directory: str | Path,
+    *,
+    preprocessing: "Preprocessing | None" = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Publish a model: config.json, generation_config.json, the weights and the tokenizer's files.
+
+    One that reads images has preprocessor_config.json in place of the last and of generation_config.json.
 
     transformers loads the directory where it knows the architecture; allennlp reads an ELMo's options.json and weights,
     which stand beside where h5py is installed. An older checkpoint there is replaced so that a
     crash at any moment leaves no directory that loads wrongly (see `replace_checkpoint`).
 
     Args:
-        model: of one of `FAMILIES`. tokenizer: None saves the model alone.
+        model: of one of `FAMILIES`. tokenizer: None saves the model alone. preprocessing: of one that reads images.
         shard_bytes: weights larger than this are split into several files.
     Raises:
         InputError: the model is of no known family or has adapters, the tokenizer has more ids than the model, or the
@@ -252,7 +299,10 @@ def save(
         )
     branch = family_of(model)
     config, tensors = branch.to_published(model)
-    vocabulary: Any = model.config.vocabulary  # type: ignore[union-attr]
+    of_images = reads_images(model)
+    if tokenizer is not None and of_images:
+        raise InputError(f"a {type(model).__name__} reads images and has no tokenizer")
+    vocabulary: Any = getattr(model.config, "vocabulary", None)
     if tokenizer is not None and tokenizer.vocabulary > vocabulary:
         raise InputError(f"the tokenizer has {tokenizer.vocabulary} ids, more than the model's {vocabulary}")
     ends, padding = _special_ids(tokenizer)
@@ -260,8 +310,11 @@ def save(
         config["pad_token_id"] = tokenizer.pad
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     with replace_checkpoint(Path(directory)) as staging:
-        write_json(staging / "config.json", {**config, **ends, "dtype": dtype})
-        write_json(staging / "generation_config.json", {**ends, "pad_token_id": padding, **_start(config)})
+        write_json(staging / "config.json", {**config, **({} if of_images else ends), "dtype": dtype})
+        if not of_images:
+            write_json(staging / "generation_config.json", {**ends, "pad_token_id": padding, **_start(config)})
+        if preprocessing is not None:
+            preprocessing.save(staging)
         write_weights(tensors, staging, shard_bytes)
         if tokenizer is not None:
             tokenizer.save(staging)

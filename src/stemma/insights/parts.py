@@ -128,6 +128,17 @@ class Samples(_Plain):
 
 
 @dataclass(frozen=True)
+class Pictures(_Plain):
+    """Rows of pictures.
+
+    rows: (label, [(picture, what it is), ...]), the picture a PNG in base64, see `picture_of`.
+    """
+
+    rows: Sequence[tuple[str, Sequence[tuple[str, str]]]]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
 class Code(_Plain):
     """Text to copy: settings, or the command that makes it again."""
 
@@ -150,7 +161,7 @@ class Verdict(_Plain):
             raise ValueError(f"outcome {self.outcome!r}: expected one of {', '.join(OUTCOMES)}")
 
 
-Part = Paragraph | Table | Curves | Bars | Samples | Code | Verdict
+Part = Paragraph | Table | Curves | Bars | Samples | Pictures | Code | Verdict
 
 
 @dataclass(frozen=True)
@@ -179,7 +190,21 @@ class Report(_Plain):
 
 _KINDS = {
     kind.__name__: kind
-    for kind in (Report, Section, Paragraph, Table, Cell, Series, Curves, Bars, Samples, Code, Verdict, Interval)
+    for kind in (
+        Report,
+        Section,
+        Paragraph,
+        Table,
+        Cell,
+        Series,
+        Curves,
+        Bars,
+        Samples,
+        Pictures,
+        Code,
+        Verdict,
+        Interval,
+    )
 }
 
 

@@ -25,6 +25,7 @@ from stemma.insights.parts import (
     Curves,
     Paragraph,
     Part,
+    Pictures,
     Report,
     Samples,
     Section,
@@ -44,6 +45,7 @@ __all__ = [
     "Code",
     "Curves",
     "Paragraph",
+    "Pictures",
     "Report",
     "Samples",
     "Section",
@@ -102,6 +104,10 @@ mark { background: var(--mark); color: inherit; border-radius: 2px; padding: 0 .
 dl { display: grid; grid-template-columns: minmax(4rem, max-content) 1fr; gap: .3rem 1rem; margin: .5rem 0; }
 dt { color: var(--faint); }
 dd { margin: 0; min-width: 0; }
+.pictures { display: flex; flex-wrap: wrap; gap: .5rem; border-top: 1px solid var(--line); padding: .5rem 0; }
+.pictures p { flex-basis: 100%; margin: 0; }
+.pictures span { color: var(--faint); font-size: .8rem; line-height: 1.3; max-width: 7rem; }
+.pictures img { width: 7rem; image-rendering: pixelated; }
 .verdict { border: 1px solid var(--line); border-left: 5px solid var(--tone); border-radius: 4px; margin: 1.5rem 0;
   padding: .2rem 1rem; }
 .verdict p { margin: .5rem 0; }
@@ -139,7 +145,7 @@ def render(report: Report) -> str:
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
 <title>{escape(report.title)}</title>
 <style>{CSS}</style>
 </head>
@@ -239,6 +245,8 @@ def _part(part: Part, name: str, drawn: Callable[[Curves | Bars, str], str]) -> 
             return _figure(name, _scrolled(part.caption, drawn(part, name)), part.caption)
         case Samples():
             return _figure(name, "\n".join(_sample(*sample, part.blank) for sample in part.samples), part.caption)
+        case Pictures():
+            return _figure(name, "\n".join(_pictures(*row) for row in part.rows), part.caption)
         case Code():
             return _figure(name, f"<pre><code>{escape(part.text)}</code></pre>", part.caption)
         case Verdict():
@@ -359,6 +367,15 @@ def _sample(label: str, prompt: str, filled: Sequence[tuple[str, str | Sequence[
         f'<div class="sample">\n<p><strong>{escape(label)}</strong></p>\n<p class="text">{shown}</p>\n'
         f"<dl>\n{''.join(rows)}</dl>\n</div>"
     )
+
+
+def _pictures(label: str, row: Sequence[tuple[str, str]]) -> str:
+    shown = [
+        f'<span><img src="data:image/png;base64,{escape(picture)}" alt="{escape(f"{label}: {what}")}">'
+        f"<br>{escape(what)}</span>"
+        for picture, what in row
+    ]
+    return f'<div class="pictures">\n<p>{escape(label)}</p>\n{"".join(shown)}\n</div>'
 
 
 def _filled(parts: Sequence[str], text: str | Sequence[str]) -> str:

@@ -15,6 +15,8 @@ from stemma.errors import InputError
 from stemma.files import write_whole
 from stemma.insights import (
     contextual_vectors,
+    data_efficient,
+    distillation_token,
     encoder_decoder_parameters,
     glm_competitive,
     glm_positions,
@@ -46,6 +48,8 @@ CLAIMS: dict[str, Claim] = {
         mixture_of_experts,
         lineage,
         contextual_vectors,
+        distillation_token,
+        data_efficient,
     )
 }
 VERDICT, REPORT = "verdict.json", "report.html"

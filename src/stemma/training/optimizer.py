@@ -44,7 +44,7 @@ def adamw(
     """Return a fused AdamW over the trainable parameters of `model`, a tied weight counted once.
 
     Weight decay falls on every parameter with two or more dimensions, embeddings included (as in GPT-1's code and
-    nanoGPT), and never on biases and norms.
+    nanoGPT), and never on biases and norms, nor on what the model names in `undecayed`.
 
     Without `bias_correction` it is the Adam of BERT's code (google-research/bert, optimization.py): averages that start
     at 0 are used as they are, which makes the first updates small.
@@ -52,8 +52,9 @@ def adamw(
     Each group's "scale" is what its learning rate is to be multiplied by (see `layer_decay.by_rate`).
     """
     groups: list[dict[str, Any]] = []
+    spared = [model.get_parameter(name) for name in getattr(model, "undecayed", ())]
     for scale, parameters in by_rate(model, layer_decay):
-        decayed, plain = decay_groups(parameters)
+        decayed, plain = decay_groups(parameters, spared)
         groups.append({"params": decayed, "weight_decay": weight_decay, "scale": scale})
         groups.append({"params": plain, "weight_decay": 0.0, "scale": scale})
     groups = [{"lr": learning_rate * group["scale"], **group} for group in groups if group["params"]]
@@ -67,7 +68,10 @@ def adamw(
     return optimizer
 
 
-def decay_groups(parameters: Iterable[nn.Parameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Return the parameters that are decayed, and those that are not."""
-    parameters = list(parameters)
-    return [p for p in parameters if p.dim() >= 2], [p for p in parameters if p.dim() < 2]
+def decay_groups(
+    parameters: Iterable[nn.Parameter], spared: Iterable[nn.Parameter] = ()
+) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Return the parameters that are decayed, and those that are not: with fewer than two dimensions, or `spared`."""
+    parameters, never = list(parameters), {id(parameter) for parameter in spared}
+    decayed = [p for p in parameters if p.dim() >= 2 and id(p) not in never]
+    return decayed, [p for p in parameters if p.dim() < 2 or id(p) in never]

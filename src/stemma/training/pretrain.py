@@ -1,7 +1,6 @@
 """From a recipe to a trained model: tokenizer, corpus, model, trainer."""
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from stemma import families
 from stemma.data.content_hashes import digest
 from stemma.data.corpora import CorpusSource, open_corpus, thinned, training_texts
+from stemma.data.image_preprocessing import Preprocessing
 from stemma.data.packing import PackedSequences
 from stemma.data.parallel_corpora import ParallelCorpus, ParallelSource, prepare_pairs
 from stemma.data.shards import prepare
@@ -23,16 +23,14 @@ from stemma.families.weights import build_empty
 from stemma.files import cache_directory, write_whole
 from stemma.training.architecture import adapt_tokenizer, build_config, build_objective
 from stemma.training.batches import Plan, derived_seed
-from stemma.training.distributed import Workers, start_workers
-from stemma.training.hardware import choose_precision, prepare_processor, training_flops_per_token
+from stemma.training.distributed import Workers
+from stemma.training.hardware import choose_precision, training_flops_per_token
 from stemma.training.held_out import SampledDocuments
 from stemma.training.objective import Display, HeldOut
 from stemma.training.progress import Silent, quantity
 from stemma.training.recipe import Recipe, expanded
-from stemma.training.run_directory import claim, locked
-from stemma.training.saving import STATES
-from stemma.training.state import newest_state, require_space
-from stemma.training.trainer import Outcome, Task, Trainer
+from stemma.training.running import Run, run
+from stemma.training.trainer import Outcome, Task
 
 
 @dataclass(frozen=True)
@@ -87,33 +85,13 @@ def pretrain(
         Diverged: the loss was not finite several updates in a row.
         OSError: the last checkpoint could not be written.
     """
-    prepare_processor()
     recipe = expanded(recipe)
-    with ExitStack() as stack:
-        workers = stack.enter_context(start_workers(recipe.execution.device))
-        shown = display if display is not None and workers.main else Silent()
-        if workers.main:
-            stack.enter_context(locked(out))
-            claim(out, recipe, resume=resume, overwrite=overwrite, say=shown.say)
-        workers.barrier()
-        saved, _ = newest_state(out / STATES)
+
+    def build(workers: Workers, shown: Display) -> Run:
         prepared = prepare_run(recipe, workers=workers, display=shown, cache=cache)
-        for line in summary_lines(prepared):
-            shown.say(line)
-        trainer = Trainer(
-            prepared.task,
-            recipe,
-            out,
-            publish=publisher(prepared.task.model, prepared.tokenizer),
-            workers=workers,
-            display=shown,
-            saved=saved,
-        )
-        if workers.main:
-            require_space(out, needed_bytes(prepared.task.model, recipe) - bytes_in(out))
-        if saved is not None:
-            shown.say(f"resuming   from step {saved.step:,}")
-        return trainer.run()
+        return Run(prepared.task, publisher(prepared.task.model, prepared.tokenizer), summary_lines(prepared))
+
+    return run(recipe, out, build, resume=resume, overwrite=overwrite, display=display)
 
 
 def prepare_run(
@@ -195,7 +173,9 @@ def find_tokenizer(
     return load_tokenizer(folder)
 
 
-def publisher(model: nn.Module, tokenizer: Tokenizer) -> Callable[[Mapping[str, Tensor], Path], None]:
+def publisher(
+    model: nn.Module, tokenizer: Tokenizer | None, preprocessing: Preprocessing | None = None
+) -> Callable[[Mapping[str, Tensor], Path], None]:
     """Return what writes weights of `model`'s shape as a checkpoint directory.
 
     The weights may be averages or gathered from several workers; they are put into a shell of the model for it.
@@ -205,24 +185,11 @@ def publisher(model: nn.Module, tokenizer: Tokenizer) -> Callable[[Mapping[str, 
     def publish(weights: Mapping[str, Tensor], directory: Path) -> None:
         shell.load_state_dict(dict(weights), assign=True)
         try:
-            families.save(shell, tokenizer, directory)
+            families.save(shell, tokenizer, directory, preprocessing=preprocessing)
         except SafetensorError as error:
             raise OSError(f"{directory}: {error}") from error
 
     return publish
-
-
-def needed_bytes(model: nn.Module, recipe: Recipe) -> int:
-    """Estimate what the checkpoints of a run take on disk, the one being written included."""
-    weights = sum(parameter.numel() * 4 for parameter in model.parameters())
-    state = weights * (3 if recipe.training.ema is None else 4)
-    published = 3 * weights  # the last, the best, and one being written
-    return state * (recipe.output.keep + 1) + published
-
-
-def bytes_in(folder: Path) -> int:
-    """Return the size of all files below a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def summary_lines(prepared: Prepared) -> list[str]:
