@@ -1,0 +1,318 @@
+"""Asking models for facts: the same questions and the same candidates for all, so that they can be compared."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import combinations
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+from stemma.data.tokenizers import Tokenizer
+from stemma.errors import InputError
+from stemma.probing.common_vocabulary import common_vocabulary, pieces_of
+from stemma.probing.facts import Fact, Facts, Query, Relation, query_of
+from stemma.probing.facts_answers import answer_scores
+from stemma.probing.facts_baselines import frequency_ranks, names_object, ranked_answers
+from stemma.probing.facts_readings import Reading, reading_of
+from stemma.probing.facts_scores import Answered, precision_at, summary_of
+
+Candidates = Literal["vocabulary", "objects"]
+
+_AT_ONCE = 1024  # facts, whose scores of all candidates are held
+
+FREQUENCY = "most frequent object"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A model in eval mode that is asked. name: for people."""
+
+    name: str
+    model: Any
+    tokenizer: Tokenizer
+
+    @cached_property
+    def reading(self) -> Reading:
+        """How it reads questions."""
+        return reading_of(self.model, self.tokenizer)
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What came out. results: plain data, see `probe`. predictions: plain data, a row for each model and fact."""
+
+    results: dict[str, Any]
+    predictions: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The facts that all of some models can be asked for, and the candidates.
+
+    Args:
+        facts: those, with repetitions. distinct: without, by relation. vocabulary: the words that are ranked; None: the
+            objects of the relation. dropped: how many facts of the source cannot be asked for, by reason.
+        valid: all objects of each (relation, subject) in the source.
+    """
+
+    facts: Facts
+    distinct: Mapping[str, Sequence[Fact]]
+    vocabulary: Sequence[str] | None
+    dropped: Mapping[str, int]
+    valid: Mapping[tuple[str, str], set[str]]
+
+    @property
+    def questions(self) -> int:
+        """How many questions each model is asked: one for each fact and template."""
+        return sum(len(own) * max(1, len(self.facts.relations[name].templates)) for name, own in self.distinct.items())
+
+
+def select(
+    asked: Sequence[Asked], facts: Facts, *, candidates: Candidates = "vocabulary", words: Sequence[str] | None = None
+) -> Selection:
+    """Return what all models can be asked, so that they can be compared.
+
+    Args:
+        candidates: "vocabulary": all words that are one token in every model; "objects": the objects of the fact's
+            relation, of any number of tokens.
+        words: what "vocabulary" chooses from; default: see `common_vocabulary`.
+    Raises:
+        InputError: nothing is left, or a model that cannot be asked.
+    """
+    vocabulary = common_vocabulary([one.tokenizer for one in asked], words) if candidates == "vocabulary" else None
+    kept, dropped = _askable(asked, facts, vocabulary)
+    if not kept.facts:
+        reasons = ", ".join(f"{number:,} {why}" for why, number in dropped.items())
+        raise InputError(f"{facts.name}: no fact can be asked for ({reasons})")
+    distinct = {name: _distinct(kept, name) for name in kept.relations}
+    return Selection(kept, distinct, vocabulary, dropped, facts.valid_objects())
+
+
+def probe(
+    asked: Sequence[Asked],
+    selection: Selection,
+    *,
+    answers: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
+    per_token: bool = False,
+    report: Callable[[int], None] = lambda done: None,
+) -> Probed:
+    """Ask every model every question.
+
+    Words of a vocabulary are ranked by the probability of their token in the blank, objects as `answer_scores` says.
+
+    Args:
+        answers: of other systems, by name; see `ranked_answers`. per_token: see `answer_scores`.
+        report: called with the number of questions just answered.
+    Returns:
+        results: coverage (lines read, facts asked, dropped by reason, repeated); candidates; string_match, the share of
+        facts whose subject names the object; right_side_unread; answers, for each baseline and model its summary (see
+        `summary_of`), with several templates also of the best one, chosen for each half of the subjects on the other
+        half, and of their ensemble, the mean of log-probabilities; relations, for each what it is and each model's P@1
+        by template, its commonest answer's share, and how often two templates agree.
+    """
+    kept, distinct = selection.facts, selection.distinct
+    summaries = {FREQUENCY: frequency_ranks(kept)}
+    summaries |= {name: ranked_answers(kept, given) for name, given in (answers or {}).items()}
+    relations: dict[str, Any] = {
+        name: {"kind": one.kind, "label": one.label, "models": {}} for name, one in kept.relations.items()
+    }
+    predictions: list[dict[str, Any]] = []
+    for one in asked:
+        for name, own in distinct.items():
+            columns = _Columns.of(one.tokenizer, selection.vocabulary or _objects(own))
+            found = _ask(one, selection, name, columns, per_token, report)
+            for reading, answered in found.readings.items():
+                summaries.setdefault(one.name + reading, {})[name] = (answered.rank, answered.filtered)
+            relations[name]["models"][one.name] = found.described()
+            predictions += _predictions(one.name, own, found.readings[""], columns.names)
+    most = len(selection.vocabulary or ()) or max(len(_objects(own)) for own in distinct.values())
+    kinds = {name: relation.kind for name, relation in kept.relations.items()}
+    count = sum(map(len, distinct.values()))
+    results = {
+        "facts": kept.name,
+        "coverage": {
+            "read": kept.read,
+            "asked": count,
+            "dropped": {**kept.dropped, **selection.dropped},
+            "repeated": len(kept.facts) - count,
+        },
+        "candidates": {
+            "kind": "objects" if selection.vocabulary is None else "vocabulary",
+            "most": most,
+            "per_token": per_token,
+        },
+        "string_match": float(np.mean([names_object(fact) for fact in kept.facts])),
+        "right_side_unread": _unread(asked, selection),
+        "answers": {name: summary_of(ranks, kinds, most) for name, ranks in summaries.items()},
+        "relations": relations,
+    }
+    return Probed(results, predictions)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Candidates that differ for a model: words that it spells alike (in lower case) share a column.
+
+    names: a word for each column. pieces: its token ids. of_word: where each word is.
+    """
+
+    names: list[str]
+    pieces: list[tuple[int, ...]]
+    of_word: dict[str, int]
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, words: Sequence[str]) -> "_Columns":
+        pieces = pieces_of(tokenizer, words)
+        places = {ids: place for place, ids in enumerate(dict.fromkeys(pieces))}
+        of_word = {word: places[ids] for word, ids in zip(words, pieces, strict=True)}
+        names: dict[int, str] = {}
+        for word, place in of_word.items():
+            names.setdefault(place, word)
+        return cls([names[place] for place in range(len(places))], list(places), of_word)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A model's answers for a relation: readings by the suffix of their name, and each template's."""
+
+    readings: dict[str, Answered]
+    by_template: dict[str, Answered]
+
+    def described(self) -> dict[str, Any]:
+        tops = [answered.best[:, 0] for answered in self.by_template.values()]
+        pairs = [float((one == other).mean()) for one, other in combinations(tops, 2)]
+        return {
+            "p_at_1_by_template": {name: precision_at(one.rank, 1) for name, one in self.by_template.items()},
+            "commonest_answer": max(Counter(tops[0].tolist()).values()) / len(tops[0]),
+            "templates_agree": float(np.mean(pairs)) if pairs else None,
+        }
+
+
+def _ask(
+    one: Asked,
+    selection: Selection,
+    relation: str,
+    columns: _Columns,
+    per_token: bool,
+    report: Callable[[int], None],
+) -> _Found:
+    own, valid = selection.distinct[relation], selection.valid
+    templates: Sequence[str | None] = selection.facts.relations[relation].templates or (None,)
+    parts: list[list[Answered]] = [[] for _ in templates]
+    together: list[Answered] = []
+    for start in range(0, len(own), _AT_ONCE):
+        some = own[start : start + _AT_ONCE]
+        gold = [columns.of_word[fact.object] for fact in some]
+        others = [
+            {columns.of_word[word] for word in valid[fact.relation, fact.subject] if word in columns.of_word} - {right}
+            for fact, right in zip(some, gold, strict=True)
+        ]
+        total: Tensor | None = None
+        for place, template in enumerate(templates):
+            queries = [query_of(fact, template) for fact in some]
+            if selection.vocabulary is None:
+                scores = answer_scores(
+                    one.model, one.tokenizer, one.reading, queries, columns.pieces, per_token=per_token, report=report
+                )
+            else:
+                scores = one.reading.log_probabilities(queries, [ids[0] for ids in columns.pieces], report)
+            parts[place].append(Answered.of(scores, gold, [sorted(also) for also in others]))
+            if len(templates) > 1:
+                total = scores if total is None else total + scores
+        if total is not None:
+            together.append(Answered.of(total / len(templates), gold, [sorted(also) for also in others]))
+    by_template = {str(name): Answered.joined(part) for name, part in zip(templates, parts, strict=True)}
+    readings = {"": next(iter(by_template.values()))}
+    if together:
+        readings[", best template"] = _best_template(list(by_template.values()), own)
+        readings[", all templates"] = Answered.joined(together)
+    return _Found(readings, by_template)
+
+
+def _best_template(options: Sequence[Answered], facts: Sequence[Fact]) -> Answered:
+    """Return for each half of the subjects the answers to the template that is best on the other half."""
+    half = np.array([hashlib.blake2b(fact.subject.encode(), digest_size=1).digest()[0] % 2 for fact in facts])
+    which = np.zeros(len(facts), np.int64)
+    for side in (0, 1):
+        if (half == side).any():
+            which[half != side] = int(np.argmax([precision_at(one.rank[half == side], 1) for one in options]))
+    return Answered.chosen(options, which)
+
+
+def _askable(asked: Sequence[Asked], facts: Facts, vocabulary: Sequence[str] | None) -> tuple[Facts, dict[str, int]]:
+    """Return the facts that every model can be asked for, and how many of the others there are by reason."""
+    if vocabulary is None:
+        objects = sorted({fact.object for fact in facts.facts})
+        unknown = {
+            word
+            for one in asked
+            for word, ids in zip(objects, pieces_of(one.tokenizer, objects), strict=True)
+            if not ids or one.tokenizer.unknown in ids
+        }
+        possible = set(objects) - unknown
+    else:
+        possible = set(vocabulary)
+    found = [fact for fact in facts.facts if fact.object in possible]
+    reason = "object not one token in every model" if vocabulary is not None else "object unknown to a model"
+    dropped = {reason: len(facts.facts) - len(found)}
+    fitting = np.ones(len(found), bool)
+    for one in asked:
+        if one.reading.limit is None:
+            continue
+        for number in range(max((len(relation.templates) for relation in facts.relations.values()), default=0) or 1):
+            queries = [_nth_query(fact, facts.relations[fact.relation], number) for fact in found]
+            fitting &= np.array([one.reading.fits(row) for row in one.reading.rows(queries)], bool)
+    dropped["longer than a model reads"] = int((~fitting).sum())
+    left = [fact for fact, fits in zip(found, fitting, strict=True) if fits]
+    met = {fact.relation for fact in left}
+    relations = {name: relation for name, relation in facts.relations.items() if name in met}
+    return replace(facts, facts=left, relations=relations), {why: number for why, number in dropped.items() if number}
+
+
+def _nth_query(fact: Fact, relation: Relation, number: int) -> Query:
+    """Return the question by the n-th template, by the last where there are not so many."""
+    templates = relation.templates
+    return query_of(fact, templates[min(number, len(templates) - 1)] if templates else None)
+
+
+def _distinct(facts: Facts, relation: str) -> list[Fact]:
+    """Return the facts of a relation without repetitions, in the order in which they first come."""
+    by_template = bool(facts.relations[relation].templates)
+    found: dict[tuple[str, str, tuple[str, ...]], Fact] = {}
+    for fact in facts.facts:
+        if fact.relation == relation:
+            found.setdefault((fact.subject, fact.object, () if by_template else fact.sentences), fact)
+    return list(found.values())
+
+
+def _objects(facts: Sequence[Fact]) -> list[str]:
+    return list(dict.fromkeys(fact.object for fact in facts))
+
+
+def _unread(asked: Sequence[Asked], selection: Selection) -> dict[str, float]:
+    """Return, for each model that does not see behind the blank, the share of the questions that have words there."""
+    relations = selection.facts.relations
+    queries = [_nth_query(fact, relations[name], 0) for name, own in selection.distinct.items() for fact in own]
+    share = float(np.mean([any(map(str.isalnum, query.right)) for query in queries]))
+    return {one.name: share for one in asked if not one.reading.both_sides}
+
+
+def _predictions(model: str, facts: Sequence[Fact], answered: Answered, names: Sequence[str]) -> list[dict[str, Any]]:
+    return [
+        {
+            "model": model,
+            "relation": fact.relation,
+            "subject": fact.subject,
+            "object": fact.object,
+            "uuid": fact.key,
+            "rank": int(answered.rank[number]),
+            "filtered_rank": int(answered.filtered[number]),
+            "log_probability": float(answered.log_probability[number]),
+            "best": [names[place] for place in answered.best[number]],
+        }
+        for number, fact in enumerate(facts)
+    ]
