@@ -28,7 +28,7 @@ def facts(
         list[str] | None,
         typer.Option(
             "--facts",
-            help="A file or a folder in LAMA's formats (T-REx, Google-RE, ConceptNet, SQuAD), or python; may be repeated.",
+            help="A file or a folder in LAMA's formats (T-REx, Google-RE, ConceptNet, SQuAD), or python; repeatable.",
             show_default="python: facts about Python itself",
         ),
     ] = None,
@@ -69,8 +69,8 @@ def facts(
 ) -> None:
     """Ask models for facts as cloze questions (LAMA): P@1, P@10 and more, macro over relations, raw and filtered.
 
-    Several models are asked the same questions and choose among the same words. A GPT sees what stands before the blank;
-    with --candidates objects it weighs the whole sentence.
+    Several models are asked the same questions and choose among the same words. A GPT sees what stands before the
+    blank; with --candidates objects it weighs the whole sentence.
 
     Example: [bold]stemma probe facts runs/bert runs/gpt --facts TREx --patterns patterns --out runs/facts[/bold]
     """

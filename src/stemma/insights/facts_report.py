@@ -56,7 +56,9 @@ def described(results: Results) -> str:
     text += f"; candidates: {candidates['most']:,} {kind}"
     text += f"; {results['string_match']:.2%} of the objects stand in the subject's name"
     for model, share in results["right_side_unread"].items():
-        text += f"; {model} does not see the words behind the blank in {share:.2%} of the questions"
+        text += (
+            "" if not share else f"; {model} does not see the words behind the blank in {share:.2%} of the questions"
+        )
     return text
 
 
@@ -69,7 +71,7 @@ def report_of(several: Sequence[Results], command: str) -> Report:
 
 def _parts(results: Results) -> list[Part]:
     series = [
-        Series(name, *zip(*[(point[0], point[1]) for point in answer["curve"]], strict=True))
+        Series(name, [point[0] for point in answer["curve"]], [point[1] for point in answer["curve"]])
         for name, answer in results["answers"].items()
     ]
     curves = Curves(series, "k", "P@k", "Share of the facts whose object is among the first k, by k.", log_x=True)
@@ -89,7 +91,7 @@ def _parts(results: Results) -> list[Part]:
     table = Table(
         ["relation", "kind", "facts", *heads],
         rows,
-        caption="By relation. Commonest answer: the share of the questions that the model gives one and the same answer.",
+        caption="By relation. Commonest answer: the share of the questions that get one and the same answer.",
     )
     return [Paragraph(described(results)), summary_table(results), curves, table, *_by_template(results, models)]
 

@@ -145,9 +145,9 @@ def read_relations(path: Path, patterns: Path | None = None) -> dict[str, Relati
 def read_facts(path: Path, *, relations: Path | None = None, patterns: Path | None = None) -> Facts:
     """Read a file of facts, or a folder of such files.
 
-    A fact's relation is its `predicate_id` or `relation`, else the file's name without "_test". A line without a subject
-    or an object is dropped, one that more judges of Google-RE call wrong than right, and a question without a template
-    that is longer than 100 words.
+    A fact's relation is its `predicate_id` or `relation`, else the file's name without "_test". A line without a
+    subject or an object is dropped, one that more judges of Google-RE call wrong than right, and a question without a
+    template that is longer than 100 words.
 
     Args:
         relations, patterns: see `read_relations`; default: a relations.jsonl in the folder or beside it, if there.

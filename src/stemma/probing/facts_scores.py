@@ -64,7 +64,7 @@ def precision_at(ranks: np.ndarray, k: int) -> float:
 
 def measures_of(ranks: np.ndarray, filtered: np.ndarray) -> dict[str, float]:
     """Return P@1, P@10 and the mean reciprocal rank of some facts, raw and filtered."""
-    found = {}
+    found: dict[str, float] = {}
     for name, one in (("", ranks), ("filtered_", filtered)):
         found |= {f"{name}p_at_{k}": precision_at(one, k) for k in (1, 10)}
         found[f"{name}mrr"] = float((1 / one).mean())
