@@ -16,6 +16,7 @@ from stemma.files import write_whole
 from stemma.insights import (
     contextual_vectors,
     encoder_decoder_parameters,
+    facts_in_parameters,
     glm_competitive,
     glm_positions,
     glm_shuffling,
@@ -41,6 +42,7 @@ CLAIMS: dict[str, Claim] = {
         glm_shuffling,
         glm_positions,
         encoder_decoder_parameters,
+        facts_in_parameters,
         sliding_window,
         rolling_cache,
         mixture_of_experts,
