@@ -9,10 +9,10 @@ import numpy as np
 
 from stemma import families
 from stemma.data.tokenizers import load_tokenizer, train_tokenizer
-from stemma.evaluation.intervals import Interval, over_seeds
+from stemma.evaluation.intervals import over_seeds, paired_over_seeds
 from stemma.files import write_whole
 from stemma.insights.arms import ARMS, Scale, common_tokenizer, configurations, recipe_of
-from stemma.insights.claims import Claim, Decision, Outcome, Results, difference, values
+from stemma.insights.claims import Claim, Decision, Outcome, Results, values
 from stemma.insights.experiments import Column, Experiment, Job
 from stemma.insights.parts import Curves, Series
 from stemma.insights.stated_facts import EXPOSURES, OBJECTS, state_facts
@@ -70,32 +70,28 @@ def _measure(exposure: int) -> str:
     return f"p_at_1_{exposure}"
 
 
+def _shares(results: Results, arm: str, exposure: int) -> list[float]:
+    """Return the share of right answers for each seed."""
+    return values(results, arm, lambda m: float(m[_measure(exposure)]))
+
+
 def decide(results: Results) -> Decision:
     """Decide by BERT, the paper's model; the others stand beside it."""
-    most = _measure(EXPOSURES[-1])
-    unseen = over_seeds(values(results, "bert", lambda m: m[_measure(0)]))
-    gains = [
-        results["measures"][f"bert-{seed}"][most] - results["measures"][f"bert-{seed}"][_measure(0)] for seed in seeds
-    ]
-    growth = [
-        results["measures"][f"bert-{seed}"][most] - results["measures"][f"bert-{seed}"][_measure(1)] for seed in seeds
-    ]
-    effect, grown = over_seeds(gains), over_seeds(growth)
+    most = EXPOSURES[-1]
+    stated, unseen = _shares(results, "bert", most), _shares(results, "bert", 0)
+    effect = paired_over_seeds(stated, unseen)
+    growth, guessed = paired_over_seeds(stated, _shares(results, "bert", 1)), over_seeds(unseen)
     outcome: Outcome = "undecided"
-    if effect.low > MARGIN and grown.low > 0 and abs(unseen.estimate - CHANCE) < MARGIN:
+    if effect.low > MARGIN and growth.low > 0 and abs(guessed.estimate - CHANCE) < MARGIN:
         outcome = "reproduced"
-    elif effect.high < MARGIN or grown.high < 0 or unseen.low > CHANCE + MARGIN:
+    elif effect.high < MARGIN or growth.high < 0 or guessed.low > CHANCE + MARGIN:
         outcome = "not reproduced"
     details = {
-        f"{ARMS[arm].label}, facts stated {exposure} times": over_seeds(
-            values(results, arm, lambda m, exposure=exposure: m[_measure(exposure)])  # type: ignore[misc]
-        )
+        f"{ARMS[arm].label}, facts stated {exposure} times": over_seeds(_shares(results, arm, exposure))
         for arm in _NAMES
         for exposure in EXPOSURES
     }
-    details[f"BERT minus GPT, facts stated {EXPOSURES[-1]} times"] = difference(
-        results, "bert", "gpt", lambda m: m[most]
-    )
+    details[f"BERT minus GPT, facts stated {most} times"] = paired_over_seeds(stated, _shares(results, "gpt", most))
     return Decision(outcome, effect, details=details)
 
 
@@ -103,13 +99,10 @@ def charts(results: Results) -> Sequence[Curves]:
     """Return the share of right answers by exposure."""
     series = []
     for arm in _NAMES:
-        points: list[Interval] = [
-            over_seeds(values(results, arm, lambda m, one=one: m[_measure(one)]))  # type: ignore[misc]
-            for one in EXPOSURES
-        ]
-        bounds = {"low": [point.low for point in points], "high": [point.high for point in points]}
-        label = ARMS[arm].label
-        series.append(Series(label, [one + 1 for one in EXPOSURES], [point.estimate for point in points], **bounds))
+        points = [over_seeds(_shares(results, arm, exposure)) for exposure in EXPOSURES]
+        x, y = [exposure + 1 for exposure in EXPOSURES], [point.estimate for point in points]
+        low, high = [point.low for point in points], [point.high for point in points]
+        series.append(Series(ARMS[arm].label, x, y, low, high))
     caption = (
         f"Share of facts that are answered rightly in other words, by how often they were stated; chance {CHANCE}."
     )

@@ -40,7 +40,8 @@ OBJECTS = {
     "work": "baker lawyer doctor painter farmer teacher sailor judge miner tailor nurse pilot monk printer mason clerk",
     "music": "piano violin flute harp drum guitar horn organ cello oboe trumpet lute banjo viola tuba fiddle",
 }
-_FIRST, _SECOND = "ba de fi go hu ka le mi no pu ra se".split(), "lan mon rik tas vel".split()
+_FIRST = ("Ba", "De", "Fi", "Go", "Hu", "Ka", "Le", "Mi", "No", "Pu", "Ra", "Se")
+_SECOND = ("lan", "mon", "rik", "tas", "vel")
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,14 @@ class StatedFacts:
 def state_facts(people: int, seed: int) -> StatedFacts:
     """Draw facts about made-up people and say them as often as `EXPOSURES` says.
 
-    Every person has a fact of each relation, stated unequally often, so that the name of one who has a fact that is never
-    stated is read too. Every object is right equally often, whatever the exposure.
+    Every person has a fact of each relation, stated unequally often, so that the name of one who has a fact that is
+    never stated is read too. The objects are drawn evenly.
 
     Args:
         people: at most 60, of names of two syllables.
     """
     rng = np.random.default_rng(seed)
-    names = [(first + second).capitalize() for first, second in product(_FIRST, _SECOND)]
+    names = [first + second for first, second in product(_FIRST, _SECOND)]
     chosen = [names[place] for place in rng.permutation(len(names))[:people]]
     facts: dict[int, list[Fact]] = {exposure: [] for exposure in EXPOSURES}
     statements: list[str] = []
