@@ -25,7 +25,8 @@ from stemma.insights.stated_facts import PHRASES
 from stemma.probing.common_vocabulary import common_vocabulary
 from stemma.probing.facts import BLANK, Fact, Facts, Query, Relation, cloze, read_facts
 from stemma.probing.facts_readings import reading_of
-from stemma.probing.facts_run import Asked, probe, select
+from stemma.probing.facts_run import probe
+from stemma.probing.facts_selection import Asked, select
 from stemma.training.hardware import prepare_processor
 from texts import VOCABULARY, running_text, wordpiece
 

@@ -56,6 +56,7 @@ def test_sentences_are_questions_where_there_is_no_template(tmp_path: Path) -> N
     ]
     found = read_facts(write(tmp_path / "squad.jsonl", *rows))
     assert found.dropped == {"without a blank": 1, "longer than 100 words": 1}
+    assert found.valid_objects()[("squad", "Squad", "The colour was [MASK].")] == {"gold"}  # each is its own question
     first, last = (query_of(fact, None) for fact in found.facts)
     assert first == Query("The colour was", ".")
     assert last == Query("So", "!", earlier="It is.") and last.left == "It is. So" and last.right == "!"

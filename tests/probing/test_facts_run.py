@@ -13,7 +13,8 @@ from stemma.insights.parts import Interval
 from stemma.probing.common_vocabulary import pieces_of
 from stemma.probing.facts import Fact, Facts, Query, Relation, query_of
 from stemma.probing.facts_readings import Reading, Row, reading_of
-from stemma.probing.facts_run import FREQUENCY, Asked, probe, select
+from stemma.probing.facts_run import FREQUENCY, probe
+from stemma.probing.facts_selection import Asked, select
 
 RELATIONS = {
     "place": Relation("place", ("[X] sings in [Y] .", "[X] is in [Y] ."), "N-M", "where one is"),

@@ -64,8 +64,9 @@ def test_macro_is_over_relations_and_micro_over_facts() -> None:
 
 def made_up() -> Facts:
     pairs = [("Ada", "London"), ("Bo", "Rome"), ("Cy", "Rome"), ("Dee", "Oslo"), ("Dee", "Rome"), ("Oslo FC", "Oslo")]
+    relations = {name: Relation(name, ("[X] [Y]",)) for name in ("P19", "P20")}
     facts = [Fact("P19", subject, gold, f"k{number}") for number, (subject, gold) in enumerate(pairs)]
-    return Facts("made up", {"P19": Relation("P19")}, [*facts, Fact("P20", "Ada", "London", "k9")], 7)
+    return Facts("made up", relations, [*facts, Fact("P20", "Ada", "London", "k9")], 7)
 
 
 def test_frequency_ranks_objects_within_the_relation() -> None:

@@ -88,7 +88,8 @@ def facts(
     from stemma.insights.report import rich_table, write_report
     from stemma.probing.common_vocabulary import read_vocabulary
     from stemma.probing.facts_baselines import read_answers
-    from stemma.probing.facts_run import Asked, probe, select
+    from stemma.probing.facts_run import probe
+    from stemma.probing.facts_selection import Asked, select
     from stemma.training.hardware import prepare_processor
     from stemma.training.progress import counting
 
@@ -96,6 +97,12 @@ def facts(
         raise InputError(f"{', '.join(models)}: one model is there twice")
     if out is not None and out.is_file():
         raise InputError(f"--out {out}: a file; expected a folder")
+    if source is None and (relations or patterns):
+        raise InputError("--relations and --patterns are of facts in files; expected --facts with them")
+    if candidates == "objects" and vocabulary is not None:
+        raise InputError("--vocabulary: with --candidates objects the objects of a relation are the candidates")
+    if candidates == "vocabulary" and per_token:
+        raise InputError("--per-token: words of the vocabulary are one token each; expected --candidates objects")
     sources = [_facts(name, relations, patterns) for name in source or ["python"]]
     words = read_vocabulary(vocabulary) if vocabulary is not None else None
     given = {}

@@ -17,7 +17,8 @@ from stemma.insights.experiments import Column, Experiment, Job
 from stemma.insights.parts import Curves, Series
 from stemma.insights.stated_facts import EXPOSURES, OBJECTS, state_facts
 from stemma.insights.workers import Interrupted, Report, Reporter
-from stemma.probing.facts_run import Asked, probe, select
+from stemma.probing.facts_run import probe
+from stemma.probing.facts_selection import Asked, select
 from stemma.training.pretrain import pretrain
 
 OBJECTS_EACH = 16  # of a relation

@@ -67,11 +67,15 @@ class Facts:
     read: int
     dropped: Mapping[str, int] = field(default_factory=dict)
 
-    def valid_objects(self) -> dict[tuple[str, str], set[str]]:
-        """Return all objects of each (relation, subject)."""
-        found: dict[tuple[str, str], set[str]] = {}
+    def question(self, fact: Fact) -> tuple[str, ...]:
+        """Return what is asked for a fact: relation and subject, or its own sentences where there is no template."""
+        return (fact.relation, fact.subject, *(() if self.relations[fact.relation].templates else fact.sentences))
+
+    def valid_objects(self) -> dict[tuple[str, ...], set[str]]:
+        """Return all objects that answer each question."""
+        found: dict[tuple[str, ...], set[str]] = {}
         for fact in self.facts:
-            found.setdefault((fact.relation, fact.subject), set()).add(fact.object)
+            found.setdefault(self.question(fact), set()).add(fact.object)
         return found
 
 

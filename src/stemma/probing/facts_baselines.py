@@ -10,6 +10,8 @@ from stemma.data.tables import read_rows
 from stemma.errors import InputError
 from stemma.probing.facts import Fact, Facts
 
+_NOWHERE = np.iinfo(np.int64).max  # behind every candidate
+
 
 def frequency_ranks(facts: Facts) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Rank the objects of each relation by how often they occur in it, as LAMA's "Freq": an upper bound for a model
@@ -20,12 +22,11 @@ def frequency_ranks(facts: Facts) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     Returns:
         for each relation, int64 [facts]: raw and filtered ranks.
     """
-    found = {}
-    valid = facts.valid_objects()
+    found, valid = {}, facts.valid_objects()
     for name in facts.relations:
         own = [fact for fact in facts.facts if fact.relation == name]
         ordered = [gold for gold, _ in Counter(fact.object for fact in own).most_common()]
-        found[name] = _ranks([ordered] * len(own), own, valid)
+        found[name] = _ranks(facts, valid, own, [ordered] * len(own))
     return found
 
 
@@ -35,11 +36,10 @@ def ranked_answers(facts: Facts, answers: Mapping[str, Sequence[str]]) -> dict[s
     Args:
         answers: by the facts' keys, best first. A fact whose object is not among them has the rank behind all.
     """
-    valid = facts.valid_objects()
-    found = {}
+    found, valid = {}, facts.valid_objects()
     for name in facts.relations:
         own = [fact for fact in facts.facts if fact.relation == name]
-        found[name] = _ranks([answers.get(fact.key, ()) for fact in own], own, valid)
+        found[name] = _ranks(facts, valid, own, [answers.get(fact.key, ()) for fact in own])
     return found
 
 
@@ -64,19 +64,15 @@ def names_object(fact: Fact) -> bool:
 
 
 def _ranks(
-    answers: Sequence[Sequence[str]], facts: Sequence[Fact], valid: Mapping[tuple[str, str], set[str]]
+    facts: Facts, valid: Mapping[tuple[str, ...], set[str]], own: Sequence[Fact], answers: Sequence[Sequence[str]]
 ) -> tuple[np.ndarray, np.ndarray]:
     raw, filtered = [], []
-    for ordered, fact in zip(answers, facts, strict=True):
-        before = list(ordered[: ordered.index(fact.object)]) if fact.object in ordered else None
-        if before is None:
+    for fact, ordered in zip(own, answers, strict=True):
+        if fact.object not in ordered:
             raw.append(_NOWHERE)
             filtered.append(_NOWHERE)
             continue
-        others = valid[fact.relation, fact.subject] - {fact.object}
+        before = ordered[: ordered.index(fact.object)]
         raw.append(len(before) + 1)
-        filtered.append(len(before) + 1 - sum(answer in others for answer in before))
+        filtered.append(len(before) + 1 - sum(answer in valid[facts.question(fact)] for answer in before))
     return np.array(raw), np.array(filtered)
-
-
-_NOWHERE = np.iinfo(np.int64).max  # behind every candidate

@@ -1,44 +1,26 @@
-"""Asking models for facts: the same questions and the same candidates for all, so that they can be compared."""
+"""Asking models for facts, and what came out."""
 
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from stemma.data.tokenizers import Tokenizer
-from stemma.errors import InputError
-from stemma.probing.common_vocabulary import common_vocabulary, pieces_of
-from stemma.probing.facts import Fact, Facts, Query, Relation, query_of
+from stemma.probing.common_vocabulary import pieces_of
+from stemma.probing.facts import Fact, query_of
 from stemma.probing.facts_answers import answer_scores
 from stemma.probing.facts_baselines import frequency_ranks, names_object, ranked_answers
-from stemma.probing.facts_readings import Reading, reading_of
 from stemma.probing.facts_scores import Answered, precision_at, summary_of
-
-Candidates = Literal["vocabulary", "objects"]
+from stemma.probing.facts_selection import Asked, Selection, nth_query
 
 _AT_ONCE = 1024  # facts, whose scores of all candidates are held
 
 FREQUENCY = "most frequent object"
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A model in eval mode that is asked. name: for people."""
-
-    name: str
-    model: Any
-    tokenizer: Tokenizer
-
-    @cached_property
-    def reading(self) -> Reading:
-        """How it reads questions."""
-        return reading_of(self.model, self.tokenizer)
 
 
 @dataclass(frozen=True)
@@ -47,49 +29,6 @@ class Probed:
 
     results: dict[str, Any]
     predictions: list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The facts that all of some models can be asked for, and the candidates.
-
-    Args:
-        facts: those, with repetitions. distinct: without, by relation. vocabulary: the words that are ranked; None: the
-            objects of the relation. dropped: how many facts of the source cannot be asked for, by reason.
-        valid: all objects of each (relation, subject) in the source.
-    """
-
-    facts: Facts
-    distinct: Mapping[str, Sequence[Fact]]
-    vocabulary: Sequence[str] | None
-    dropped: Mapping[str, int]
-    valid: Mapping[tuple[str, str], set[str]]
-
-    @property
-    def questions(self) -> int:
-        """How many questions each model is asked: one for each fact and template."""
-        return sum(len(own) * max(1, len(self.facts.relations[name].templates)) for name, own in self.distinct.items())
-
-
-def select(
-    asked: Sequence[Asked], facts: Facts, *, candidates: Candidates = "vocabulary", words: Sequence[str] | None = None
-) -> Selection:
-    """Return what all models can be asked, so that they can be compared.
-
-    Args:
-        candidates: "vocabulary": all words that are one token in every model; "objects": the objects of the fact's
-            relation, of any number of tokens.
-        words: what "vocabulary" chooses from; default: see `common_vocabulary`.
-    Raises:
-        InputError: nothing is left, or a model that cannot be asked.
-    """
-    vocabulary = common_vocabulary([one.tokenizer for one in asked], words) if candidates == "vocabulary" else None
-    kept, dropped = _askable(asked, facts, vocabulary)
-    if not kept.facts:
-        reasons = ", ".join(f"{number:,} {why}" for why, number in dropped.items())
-        raise InputError(f"{facts.name}: no fact can be asked for ({reasons})")
-    distinct = {name: _distinct(kept, name) for name in kept.relations}
-    return Selection(kept, distinct, vocabulary, dropped, facts.valid_objects())
 
 
 def probe(
@@ -120,12 +59,13 @@ def probe(
     relations: dict[str, Any] = {
         name: {"kind": one.kind, "label": one.label, "models": {}} for name, one in kept.relations.items()
     }
+    several = any(len(relation.templates) > 1 for relation in kept.relations.values())
     predictions: list[dict[str, Any]] = []
     for one in asked:
         for name, own in distinct.items():
             columns = _Columns.of(one.tokenizer, selection.vocabulary or _objects(own))
             found = _ask(one, selection, name, columns, per_token, report)
-            for reading, answered in found.readings.items():
+            for reading, answered in (found.readings if several else {"": found.readings[""]}).items():
                 summaries.setdefault(one.name + reading, {})[name] = (answered.rank, answered.filtered)
             relations[name]["models"][one.name] = found.described()
             predictions += _predictions(one.name, own, found.readings[""], columns.names)
@@ -200,7 +140,7 @@ def _ask(
     per_token: bool,
     report: Callable[[int], None],
 ) -> _Found:
-    own, valid = selection.distinct[relation], selection.valid
+    own, valid, question = selection.distinct[relation], selection.valid, selection.facts.question
     templates: Sequence[str | None] = selection.facts.relations[relation].templates or (None,)
     parts: list[list[Answered]] = [[] for _ in templates]
     together: list[Answered] = []
@@ -208,7 +148,7 @@ def _ask(
         some = own[start : start + _AT_ONCE]
         gold = [columns.of_word[fact.object] for fact in some]
         others = [
-            {columns.of_word[word] for word in valid[fact.relation, fact.subject] if word in columns.of_word} - {right}
+            sorted({columns.of_word[word] for word in valid[question(fact)] if word in columns.of_word} - {right})
             for fact, right in zip(some, gold, strict=True)
         ]
         total: Tensor | None = None
@@ -220,16 +160,14 @@ def _ask(
                 )
             else:
                 scores = one.reading.log_probabilities(queries, [ids[0] for ids in columns.pieces], report)
-            parts[place].append(Answered.of(scores, gold, [sorted(also) for also in others]))
-            if len(templates) > 1:
-                total = scores if total is None else total + scores
-        if total is not None:
-            together.append(Answered.of(total / len(templates), gold, [sorted(also) for also in others]))
+            parts[place].append(Answered.of(scores, gold, others))
+            total = scores if total is None else total + scores
+        assert total is not None
+        together.append(Answered.of(total / len(templates), gold, others))
     by_template = {str(name): Answered.joined(part) for name, part in zip(templates, parts, strict=True)}
-    readings = {"": next(iter(by_template.values()))}
-    if together:
-        readings[", best template"] = _best_template(list(by_template.values()), own)
-        readings[", all templates"] = Answered.joined(together)
+    options = list(by_template.values())
+    best = _best_template(options, own)
+    readings = {"": options[0], ", best template": best, ", all templates": Answered.joined(together)}
     return _Found(readings, by_template)
 
 
@@ -243,52 +181,6 @@ def _best_template(options: Sequence[Answered], facts: Sequence[Fact]) -> Answer
     return Answered.chosen(options, which)
 
 
-def _askable(asked: Sequence[Asked], facts: Facts, vocabulary: Sequence[str] | None) -> tuple[Facts, dict[str, int]]:
-    """Return the facts that every model can be asked for, and how many of the others there are by reason."""
-    if vocabulary is None:
-        objects = sorted({fact.object for fact in facts.facts})
-        unknown = {
-            word
-            for one in asked
-            for word, ids in zip(objects, pieces_of(one.tokenizer, objects), strict=True)
-            if not ids or one.tokenizer.unknown in ids
-        }
-        possible = set(objects) - unknown
-    else:
-        possible = set(vocabulary)
-    found = [fact for fact in facts.facts if fact.object in possible]
-    reason = "object not one token in every model" if vocabulary is not None else "object unknown to a model"
-    dropped = {reason: len(facts.facts) - len(found)}
-    fitting = np.ones(len(found), bool)
-    for one in asked:
-        if one.reading.limit is None:
-            continue
-        for number in range(max((len(relation.templates) for relation in facts.relations.values()), default=0) or 1):
-            queries = [_nth_query(fact, facts.relations[fact.relation], number) for fact in found]
-            fitting &= np.array([one.reading.fits(row) for row in one.reading.rows(queries)], bool)
-    dropped["longer than a model reads"] = int((~fitting).sum())
-    left = [fact for fact, fits in zip(found, fitting, strict=True) if fits]
-    met = {fact.relation for fact in left}
-    relations = {name: relation for name, relation in facts.relations.items() if name in met}
-    return replace(facts, facts=left, relations=relations), {why: number for why, number in dropped.items() if number}
-
-
-def _nth_query(fact: Fact, relation: Relation, number: int) -> Query:
-    """Return the question by the n-th template, by the last where there are not so many."""
-    templates = relation.templates
-    return query_of(fact, templates[min(number, len(templates) - 1)] if templates else None)
-
-
-def _distinct(facts: Facts, relation: str) -> list[Fact]:
-    """Return the facts of a relation without repetitions, in the order in which they first come."""
-    by_template = bool(facts.relations[relation].templates)
-    found: dict[tuple[str, str, tuple[str, ...]], Fact] = {}
-    for fact in facts.facts:
-        if fact.relation == relation:
-            found.setdefault((fact.subject, fact.object, () if by_template else fact.sentences), fact)
-    return list(found.values())
-
-
 def _objects(facts: Sequence[Fact]) -> list[str]:
     return list(dict.fromkeys(fact.object for fact in facts))
 
@@ -296,7 +188,7 @@ def _objects(facts: Sequence[Fact]) -> list[str]:
 def _unread(asked: Sequence[Asked], selection: Selection) -> dict[str, float]:
     """Return, for each model that does not see behind the blank, the share of the questions that have words there."""
     relations = selection.facts.relations
-    queries = [_nth_query(fact, relations[name], 0) for name, own in selection.distinct.items() for fact in own]
+    queries = [nth_query(fact, relations[name], 0) for name, own in selection.distinct.items() for fact in own]
     share = float(np.mean([any(map(str.isalnum, query.right)) for query in queries]))
     return {one.name: share for one in asked if not one.reading.both_sides}
 
