@@ -63,19 +63,22 @@ def _pseudo(
     rows = reading.rows(queries)
     if single:  # of all of these one row tells
         scores[:, single] = reading.of_rows(rows, [answers[number][0] for number in single])
-    longer = [number for number, answer in enumerate(answers) if len(answer) > 1]
-    for place, row in enumerate(rows):
-        jobs = [(number, masked) for number in longer for masked in range(len(answers[number]))]
-        written = [_written(row, answers[number], masked) for number, masked in jobs]
-        wanted = [answers[number][masked] for number, masked in jobs]
-        columns = sorted(set(wanted))
-        found = reading.of_rows(written, columns) if written else torch.empty(0, 0)
-        totals = torch.zeros(len(answers))
-        at = {token: column for column, token in enumerate(columns)}
-        for index, ((number, _), token) in enumerate(zip(jobs, wanted, strict=True)):
-            totals[number] += found[index, at[token]]
-        scores[place, longer] = totals[longer]
-        report(1)
+    jobs = [
+        (number, masked) for number, answer in enumerate(answers) if len(answer) > 1 for masked in range(len(answer))
+    ]
+    columns = sorted({answers[number][masked] for number, masked in jobs})
+    step = max(1, _AT_ONCE // max(len(jobs), 1))
+    for first in range(0, len(rows), step):
+        part = rows[first : first + step]
+        if jobs:
+            written = [_written(row, answers[number], masked) for row in part for number, masked in jobs]
+            found = reading.of_rows(written, columns).view(len(part), len(jobs), len(columns))
+            wanted = torch.tensor([columns.index(answers[number][masked]) for number, masked in jobs])
+            of_tokens = found.gather(2, wanted.view(1, -1, 1).expand(len(part), -1, 1)).squeeze(2)
+            numbers = torch.tensor([number for number, _ in jobs])
+            totals = torch.zeros(len(part), len(answers)).index_add_(1, numbers, of_tokens)
+            scores[first : first + step, numbers] = totals[:, numbers]
+        report(len(part))
     return scores
 
 
