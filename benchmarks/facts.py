@@ -1,6 +1,6 @@
 """Asking a BERT for facts (LAMA) beside transformers' pipeline("fill-mask") with the same random weights.
 
-    python benchmarks/facts.py [--quick] [--facts FOLDER] [--queries 1024] [--rounds 5]
+    python benchmarks/facts.py [--quick] [--facts FOLDER --tokenizer vocab.txt] [--queries 1024] [--rounds 5]
 
 Ours ranks the right object of every question among the common vocabulary, raw and filtered; the pipeline, with
 batch_size=32, only gives the ten likeliest tokens, by which P@1 and P@10 could be counted. Questions are those of a
@@ -10,6 +10,7 @@ probabilities of the pipeline's tokens have to be ours, to 1e-4. One round of ea
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,8 +20,9 @@ import transformers
 
 from common import interleave, machine, median, table
 from stemma import families
-from stemma.data.tokenizers import Tokenizer
+from stemma.data.tokenizers import Tokenizer, load_tokenizer
 from stemma.families.bert.model import BERT, BERTConfig
+from stemma.families.bert.tokens import prepare_tokenizer
 from stemma.insights.stated_facts import PHRASES
 from stemma.probing.common_vocabulary import common_vocabulary
 from stemma.probing.facts import BLANK, Fact, Facts, Query, Relation, cloze, read_facts
@@ -68,6 +70,7 @@ def check(asked: Asked, texts: list[str], theirs: list) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--facts", type=Path, help="folder of facts with relations.jsonl beside; default: made-up ones")
+    parser.add_argument("--tokenizer", type=Path, help="BERT's vocab.txt; default: learned from Python's help topics")
     parser.add_argument("--queries", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="256 queries, three rounds")
@@ -78,7 +81,8 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     prepare_processor()
     torch.manual_seed(0)
-    model, tokenizer = BERT(CONFIG).eval(), wordpiece()
+    tokenizer = wordpiece() if options.tokenizer is None else prepare_tokenizer(load_tokenizer(options.tokenizer))
+    model = BERT(replace(CONFIG, vocabulary=tokenizer.vocabulary)).eval()
     with TemporaryDirectory() as folder:
         families.save(model, tokenizer, Path(folder))
         peer = transformers.pipeline(

@@ -29,7 +29,9 @@ _NAMES = ("bert", "gpt", "glm")
 
 def prepare(settings: Mapping[str, Any], shared: Path) -> None:
     """Learn the tokenizer that all use, from the statements of no seed that is run."""
-    text = "\n".join([*state_facts(settings["people"], 0).statements, " ".join(OBJECTS.values())])
+    # Every object often enough to become one token.
+    objects = [f" {objects}" for objects in OBJECTS.values()] * 32
+    text = "\n".join([*state_facts(settings["people"], 0).statements, *objects])
     plain = train_tokenizer([text], "bpe", settings["scale"]["vocabulary"])
     (shared / "tokenizer").mkdir()
     common_tokenizer(plain).save(shared / "tokenizer")
@@ -110,8 +112,8 @@ def charts(results: Results) -> Sequence[Curves]:
     return [Curves(series, "times stated + 1", "P@1", caption, log_x=True)]
 
 
-_SMALL = Scale(layers=2, hidden=128, heads=4, vocabulary=700, steps=1500)
-_PAPER = Scale(layers=12, hidden=768, heads=12, vocabulary=700, steps=20_000, batch=64)
+_SMALL = Scale(layers=2, hidden=128, heads=4, vocabulary=680, steps=1500)
+_PAPER = Scale(layers=12, hidden=768, heads=12, vocabulary=680, steps=20_000, batch=64)
 
 CLAIM = Claim(
     name="facts-in-parameters",
