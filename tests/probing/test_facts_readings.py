@@ -39,7 +39,7 @@ def expected_of(family: str, text: str) -> torch.Tensor:
     if family in ("bert", "unilm"):
         first, last, mask = (tokenizer.id(name) for name in ("[CLS]", "[SEP]", "[MASK]"))
         logits = model(torch.tensor([[first, *left, mask, *right, last]]))[0, len(left) + 1]
-    elif family == "gpt":
+    elif family in ("gpt", "lstm"):
         logits = model(torch.tensor([[tokenizer.separator, *left]]))[0, -1]
     elif family == "t5":
         source = encode_source(tokenizer, f"{before.rstrip()}<extra_id_0>{after}")

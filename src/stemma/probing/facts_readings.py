@@ -1,7 +1,7 @@
 """How each family reads a cloze question, and what it makes of one token in the blank (Petroni et al. 2019, section 4).
 
 BERT    log p(token | both sides) at [MASK]; a sentence before or after the question's own is a second text
-GPT     log p(token | what is before the blank), behind the token that ends a text; likewise Mistral
+GPT     log p(token | what is before the blank), behind the token that ends a text; likewise Mistral, LSTM
 T5      log p(token | both sides), the first of what stands for <extra_id_0>
 GLM     log p(token | both sides), the first of what is written in the blank
 
@@ -26,6 +26,7 @@ from stemma.families.glm.examples import filled_example
 from stemma.families.glm.model import GLM
 from stemma.families.glm.tokens import GLMTokens
 from stemma.families.gpt.model import GPT
+from stemma.families.lstm.model import LSTM
 from stemma.families.mistral.model import Mistral
 from stemma.families.t5.model import T5
 from stemma.families.t5.tokens import sentinel_ids
@@ -101,12 +102,12 @@ def reading_of(model: Any, tokenizer: Tokenizer) -> Reading:
     if tokenizer.vocabulary > model.config.vocabulary:
         raise InputError(f"the tokenizer has more ids than the model's {model.config.vocabulary}: not its tokenizer")
     kinds: dict[type, Callable[[Any, Tokenizer], Reading]] = {
-        BERT: _masked, GPT: _causal, Mistral: _causal, T5: _t5, GLM: _glm
+        BERT: _masked, GPT: _causal, Mistral: _causal, LSTM: _causal, T5: _t5, GLM: _glm
     }  # fmt: skip
     for kind, reading in kinds.items():
         if isinstance(model, kind):
             return reading(model, tokenizer)
-    raise InputError(f"a {type(model).__name__} answers no questions: expected a BERT, GPT, Mistral, T5 or GLM")
+    raise InputError(f"a {type(model).__name__} answers no questions: expected a BERT, GPT, Mistral, LSTM, T5 or GLM")
 
 
 def equal_lengths(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
@@ -152,7 +153,7 @@ def _masked(model: BERT, tokenizer: Tokenizer) -> Reading:
     return Reading(rows, logits, model.config.context)
 
 
-def _causal(model: GPT | Mistral, tokenizer: Tokenizer) -> Reading:
+def _causal(model: GPT | Mistral | LSTM, tokenizer: Tokenizer) -> Reading:
     starts = any(role in tokenizer.names for role in ("eos_token", "sep_token", "bos_token", "cls_token"))
     start = [tokenizer.separator] if starts else []  # OpenAI's GPT-1 has none
 
@@ -163,7 +164,7 @@ def _causal(model: GPT | Mistral, tokenizer: Tokenizer) -> Reading:
     def logits(rows: Sequence[Row]) -> Tensor:
         return model.logits(model.hidden(_tokens(rows, model.output_weight.device))[:, -1])
 
-    return Reading(rows, logits, model.config.context, both_sides=False)
+    return Reading(rows, logits, getattr(model.config, "context", None), both_sides=False)
 
 
 def _t5(model: T5, tokenizer: Tokenizer) -> Reading:
