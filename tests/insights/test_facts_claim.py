@@ -39,7 +39,7 @@ def test_a_job_trains_and_asks(tmp_path: Path) -> None:
     settings = {
         "people": 10,
         "steps": 2,
-        "scale": {"layers": 1, "hidden": 16, "heads": 2, "vocabulary": 500, "steps": 1, "batch": 2, "length": 32},
+        "scale": {"layers": 1, "hidden": 16, "heads": 2, "vocabulary": 560, "steps": 1, "batch": 2, "length": 32},
     }
     (tmp_path / "shared").mkdir()
     (tmp_path / "bert-1").mkdir()

@@ -112,8 +112,8 @@ def charts(results: Results) -> Sequence[Curves]:
     return [Curves(series, "times stated + 1", "P@1", caption, log_x=True)]
 
 
-_SMALL = Scale(layers=2, hidden=128, heads=4, vocabulary=680, steps=1500)
-_PAPER = Scale(layers=12, hidden=768, heads=12, vocabulary=680, steps=20_000, batch=64)
+_SMALL = Scale(layers=2, hidden=128, heads=4, vocabulary=670, steps=1500)
+_PAPER = Scale(layers=12, hidden=768, heads=12, vocabulary=670, steps=20_000, batch=64)
 
 CLAIM = Claim(
     name="facts-in-parameters",
