@@ -1,7 +1,7 @@
 """Are facts that a text states found in the parameters? (Petroni et al. 2019: language models as knowledge bases.)"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from stemma.insights.parts import Curves, Series
 from stemma.insights.stated_facts import EXPOSURES, OBJECTS, state_facts
 from stemma.insights.workers import Interrupted, Report, Reporter
 from stemma.probing.facts_run import probe
+from stemma.probing.facts_scores import precision_at
 from stemma.probing.facts_selection import Asked, select
 from stemma.training.pretrain import pretrain
 
@@ -62,10 +63,9 @@ def work(job: Job, report: Report) -> dict[str, float]:
         ranks: list[int] = []
         for relation, objects in OBJECTS.items():
             own = [fact for fact in facts.facts if fact.relation == relation]
-            part = type(facts)(facts.name, {relation: facts.relations[relation]}, own, len(own))
-            chosen = select(asked, part, words=objects.split())
+            chosen = select(asked, replace(facts, facts=own), words=objects.split())
             ranks += [row["rank"] for row in probe(asked, chosen).predictions]
-        found[_measure(exposure)] = float(np.mean(np.array(ranks) == 1))
+        found[_measure(exposure)] = precision_at(np.array(ranks), 1)
     return found
 
 
@@ -121,7 +121,7 @@ CLAIM = Claim(
     hypothesis="a model that was pretrained on text that states facts answers cloze questions for them in other words, "
     "the better the more often they were stated; facts that were never stated are guessed",
     varied=f"how often a fact is stated: {', '.join(map(str, EXPOSURES))} times, never in the words of the question",
-    controlled="text, tokens, tokenizer, parameters (within 2 %), the people, who all have facts of every exposure",
+    controlled="text, tokens, tokenizer, parameters (within 2 %), the people, whose facts are stated unequally often",
     decides=f"P@1 among {OBJECTS_EACH} objects of BERT: facts stated {EXPOSURES[-1]} times minus facts never stated; "
     f"reproduced if its interval lies above {MARGIN}, more is answered of those than of facts stated once, and facts "
     f"never stated are within {MARGIN} of chance",
