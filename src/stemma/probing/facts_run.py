@@ -62,8 +62,9 @@ def probe(
     several = any(len(relation.templates) > 1 for relation in kept.relations.values())
     predictions: list[dict[str, Any]] = []
     for one in asked:
+        words = None if selection.vocabulary is None else _Columns.of(one.tokenizer, selection.vocabulary)
         for name, own in distinct.items():
-            columns = _Columns.of(one.tokenizer, selection.vocabulary or _objects(own))
+            columns = words or _Columns.of(one.tokenizer, _objects(own))
             found = _ask(one, selection, name, columns, per_token, report)
             for reading, answered in (found.readings if several else {"": found.readings[""]}).items():
                 summaries.setdefault(one.name + reading, {})[name] = (answered.rank, answered.filtered)
