@@ -23,9 +23,11 @@ VERBS = {
     "serve": ("stemma.cli.serve", "serve", USE),
     "fill": ("stemma.cli.fill", "fill", USE),
     "embed": ("stemma.cli.embed", "app", USE),
+    "ask": ("stemma.cli.ask", "ask", USE),
     "compare": ("stemma.cli.compare", "compare", MEASURE),
     "reproduce": ("stemma.cli.reproduce", "reproduce", MEASURE),
     "evaluate": ("stemma.cli.evaluate", "evaluate", MEASURE),
+    "probe": ("stemma.cli.probe", "app", MEASURE),
     "look": ("stemma.cli.look", "look", MEASURE),
 }
 

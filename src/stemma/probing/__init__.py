@@ -1,0 +1,1 @@
+"""What a model knows: facts asked as cloze questions."""
