@@ -85,9 +85,8 @@ def test_learns_to_count_and_writes_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("objective", ["causal", "autoencoder"])
 def test_a_killed_run_ends_where_an_undisturbed_one_does(objective: str, tmp_path: Path) -> None:
-    recipe = recipe_of(
-        tmp_path, f"objective.name={objective}", "training.steps=9", "model.output_dropout=0.2", "training.ema=0.9"
-    )
+    options = ["training.steps=9", "model.output_dropout=0.2", "training.ema=0.9", "evaluation.tokens=200"]
+    recipe = recipe_of(tmp_path, f"objective.name={objective}", *options)
     pretrain(recipe, tmp_path / "whole", cache=tmp_path / "cache")
     for after in (2, 5):
         outcome = pretrain(recipe, tmp_path / "killed", cache=tmp_path / "cache", display=Interrupted(after))

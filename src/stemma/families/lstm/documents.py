@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stemma.data.content_hashes import digest
 from stemma.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,7 +47,6 @@ class Pieces(Sequence[np.ndarray]):
         place = (np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)) * length
         self._starts = bounds[document, 0] + 1 + place
         self.sizes = np.minimum(sizes[document] - place, length)
-        self.fingerprint = digest([split.fingerprint, "pieces", str(length)])
 
     def __len__(self) -> int:
         return len(self._starts)

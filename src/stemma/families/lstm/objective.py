@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stemma.data.content_hashes import digest
 from stemma.data.shuffled_by_length import ShuffledByLength
 from stemma.data.streams import Streams, Window
 from stemma.errors import InputError
@@ -142,7 +143,8 @@ class SequenceAutoencoder:
     def sequences(self, split: "TokenizedSplit", length: int, seed: int, batch: int) -> ShuffledByLength:
         """Return the texts, shuffled, next to others of about their length."""
         pieces = Pieces(split, length)
-        return ShuffledByLength(pieces, pieces.sizes, batch, seed, pieces.fingerprint)
+        fingerprint = digest([split.fingerprint, "pieces", str(length)])
+        return ShuffledByLength(pieces, pieces.sizes, batch, seed, fingerprint)
 
     def example(self, tokens: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Turn a text, int64 [length], into `tokens` and `targets`, int64 [2 * length + 2]."""
