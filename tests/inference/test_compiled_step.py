@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from stemma.errors import InputError
+from stemma.families.lstm.model import LSTM, LSTMConfig
 from stemma.families.mistral.model import Mistral, MistralConfig
 from stemma.families.t5.model import T5, T5Config
 from stemma.inference import compiled_step
@@ -99,8 +100,11 @@ def test_compiled_steps_write_the_same_texts(name, request, tokenizer):
 
 def test_what_has_no_fixed_shapes_is_refused(tokenizer, gpt):
     model = T5(T5Config(tokenizer.vocabulary, layers=1, hidden=32, heads=4, head_dim=8, feed_forward=64)).eval()
-    with pytest.raises(InputError, match="compiled decoding is for models that go on with their prompt, not for a T5"):
+    with pytest.raises(InputError, match="compiled decoding is for models that attend to their prompt, not for a T5"):
         generate(model, tokenizer, "the", compiled=True)
+    recurrent = LSTM(LSTMConfig(tokenizer.vocabulary, embedding=8, hidden=8)).eval()
+    with pytest.raises(InputError, match="not for an LSTM"):
+        generate(recurrent, tokenizer, "the", compiled=True)
     step = Decoder(gpt, PROMPTS, new_tokens=2, compiled=True)._compiled
     with pytest.raises(ValueError, match="no bias of the scores"):
         step.attend(0, *[torch.zeros(3, 4, 1, 8)] * 3, bias=torch.zeros(1, 4, 1, 1))

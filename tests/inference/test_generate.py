@@ -6,6 +6,7 @@ import torch
 from scipy.stats import chisquare
 
 from stemma.errors import InputError
+from stemma.families import FAMILIES
 from stemma.inference import job
 from stemma.inference.generate import generate, stream
 
@@ -253,3 +254,11 @@ def test_a_model_that_cannot_be_used_is_an_input_error(make_model, tokenizer):
         generate(make_model().train(), tokenizer, "dog")
     with pytest.raises(InputError, match="the tokenizer has 320 ids, the model only 100"):
         generate(make_model(vocabulary=100), tokenizer, "dog")
+
+
+@pytest.mark.parametrize("name", ["bert", "glm"])
+def test_a_model_that_does_not_go_on_is_an_input_error(name, tokenizer):
+    family = FAMILIES[name]
+    config = family.config(vocabulary=tokenizer.vocabulary, context=16, layers=1, hidden=8, heads=2)
+    with pytest.raises(InputError, match=f"a {name.upper()} does not go on with a prompt: expected a GPT, Mistral or"):
+        generate(family.model(config).eval(), tokenizer, "dog")

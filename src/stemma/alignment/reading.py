@@ -20,6 +20,7 @@ from torch import Tensor
 from stemma.data.rows import place_in_rows
 from stemma.data.tokenizers import Tokenizer
 from stemma.errors import InputError
+from stemma.families.dispatch import with_article
 from stemma.families.glm.examples import filled_example
 from stemma.families.glm.model import GLM
 from stemma.families.glm.tokens import GLMTokens
@@ -214,7 +215,7 @@ def reading_of(model: Any, tokenizer: Tokenizer, longest: int | None = None, *, 
     """
     end = end_of_text(tokenizer)
     if not isinstance(model, GPT | Mistral | GLM | T5):
-        raise InputError(f"a {type(model).__name__} cannot be aligned: expected a GPT, Mistral, Mixtral, GLM or T5")
+        raise InputError(f"{with_article(model)} cannot be aligned: expected a GPT, Mistral, Mixtral, GLM or T5")
     if end is None:
         raise InputError("the tokenizer has no token that ends a text; expected one with an eos_token")
     if isinstance(model, GLM):

@@ -12,10 +12,14 @@ if TYPE_CHECKING:
 
     from stemma.training.trainer import Outcome
 
-# What a trained model is good for, by family.
+# What a trained model is good for, by family; where nothing else is said it writes on.
+_WRITE_ON = 'stemma generate {} --prompt "The "'
 _NEXT = {
-    "gpt": 'stemma generate {} --prompt "The "',
     "bert": 'stemma fill {} "The [MASK]."',
+    "unilm": 'stemma fill {} "The [MASK]."',
+    "t5": 'stemma fill {} "The [MASK]."',
+    "glm": 'stemma fill {} "The [gMASK]"',
+    "transformer": 'stemma generate {} --beams 4 --length-penalty 0.6 --prompt "a source"',
     "elmo": "stemma embed {} sentences.txt --out vectors.hdf5",
 }
 
@@ -87,7 +91,7 @@ def pretrain(
         console.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
     if is_main():
-        report(outcome, directory, console, as_json, _NEXT.get(loaded.family, _NEXT["gpt"]))
+        report(outcome, directory, console, as_json, _NEXT.get(loaded.family, _WRITE_ON))
     if outcome.signal is not None:
         raise typer.Exit(128 + outcome.signal)
 

@@ -21,6 +21,7 @@ from stemma.data.tokenizers import Tokenizer
 from stemma.errors import InputError
 from stemma.families.bert.model import BERT
 from stemma.families.bert.tokens import BERTTokens
+from stemma.families.dispatch import by_family
 from stemma.families.glm.examples import collate, filled_example
 from stemma.families.glm.model import GLM
 from stemma.families.glm.tokens import GLMTokens
@@ -82,10 +83,7 @@ def way_of(model: Any, tokenizer: Tokenizer, *, most: int = 16) -> Way:
     kinds: dict[type, Callable[[Any, Tokenizer, int], Way]] = {
         GLM: _glm, T5: _t5, GPT: _causal, Mistral: _causal, BERT: _bert
     }  # fmt: skip
-    for kind, way in kinds.items():
-        if isinstance(model, kind):
-            return way(model, tokenizer, most)
-    raise InputError(f"a {type(model).__name__} knows no blanks: expected a GLM, T5, GPT, Mistral or BERT")
+    return by_family(model, kinds, "knows no blanks")(model, tokenizer, most)
 
 
 def _sums(scores: Callable[[Sequence[Blank]], list[np.ndarray]]) -> Callable[[Sequence[Blank]], list[float]]:

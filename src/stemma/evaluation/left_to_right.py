@@ -22,6 +22,7 @@ from stemma.evaluation.blanks import chosen_log_probabilities, padded
 from stemma.families.bert.model import BERT
 from stemma.families.bert.pseudo_likelihood import pseudo_log_likelihood
 from stemma.families.bert.tokens import BERTTokens
+from stemma.families.dispatch import with_article
 from stemma.families.glm.examples import collate, continuation_example
 from stemma.families.glm.model import GLM
 from stemma.families.glm.tokens import GLMTokens
@@ -82,7 +83,7 @@ def likelihood_of(model: Any, tokenizer: Tokenizer) -> Likelihood:
             lambda texts: pseudo_log_likelihood(model, texts, ids), exact=False, by_design=False, note=note
         )
     expected = "a GPT, Mistral, LSTM, GLM, T5, UniLM or BERT"
-    raise InputError(f"a {type(model).__name__} gives texts no likelihood: expected {expected}")
+    raise InputError(f"{with_article(model)} gives texts no likelihood: expected {expected}")
 
 
 def _fitting(texts: Texts, most: int) -> Texts:

@@ -10,6 +10,7 @@ from stemma.data.corpora import CorpusSource
 from stemma.data.shards import Progress, prepare
 from stemma.data.tokenizers import Tokenizer
 from stemma.errors import InputError
+from stemma.families.dispatch import with_article
 from stemma.training.architecture import build_objective
 from stemma.training.distributed import Workers
 from stemma.training.held_out import Evaluation, evaluate
@@ -40,7 +41,7 @@ def score_text(
     branch = families.family_of(model)
     name = next((name for name in ("causal", "bidirectional") if name in branch.objectives), None)
     if name is None:
-        raise InputError(f"a {type(model).__name__} is not scored from left to right, as this evaluation does it")
+        raise InputError(f"{with_article(model)} is not scored from left to right, as this evaluation does it")
     corpus = prepare(replace(source, held_out=0.0), tokenizer, cache, progress)
     objective = build_objective(branch, {"name": name}, tokenizer)
     split, length = corpus.train, length or getattr(model.config, "context", WINDOW)

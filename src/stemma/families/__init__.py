@@ -26,6 +26,7 @@ from stemma.families.directory import (
     write_json,
     write_weights,
 )
+from stemma.families.dispatch import with_article
 from stemma.families.elmo import checkpoint as elmo_checkpoint
 from stemma.families.elmo import published as elmo_published
 from stemma.families.elmo.model import PRESETS as ELMO_PRESETS
@@ -229,7 +230,7 @@ def family_of(model: nn.Module) -> Family:
     """
     branch = next((branch for branch in FAMILIES.values() if isinstance(model, branch.model)), None)
     if branch is None:
-        raise InputError(f"cannot tell the family of a {type(model).__name__}: expected {', '.join(FAMILIES)}")
+        raise InputError(f"cannot tell the family of {with_article(model)}: expected {', '.join(FAMILIES)}")
     return branch
 
 
@@ -294,7 +295,7 @@ def save(
     """
     if any(isinstance(module, LoRALinear) for module in model.modules()):
         raise InputError(
-            f"a {type(model).__name__} with adapters is no checkpoint: merge them first (training.lora.merge_lora), or "
+            f"{with_article(model)} with adapters is no checkpoint: merge them first (training.lora.merge_lora), or "
             "save them alone (training.adapters.save_adapter)"
         )
     branch = family_of(model)

@@ -6,6 +6,7 @@ from typing import Any
 from stemma.data.tokenizers import Tokenizer
 from stemma.errors import InputError
 from stemma.families.bert.model import BERT
+from stemma.families.dispatch import with_article
 from stemma.families.elmo.model import ELMo
 from stemma.families.glm.model import GLM
 from stemma.families.gpt.model import GPT
@@ -41,7 +42,7 @@ def formulation_of(model: Any, task: TaskRecipe) -> str:
     if task.kind == "text":
         if isinstance(model, LSTM | ELMo) or isinstance(model, BERT) and not _is_unilm(model):
             expected = "a GPT, T5, Transformer, GLM or UniLM"
-            raise InputError(f"a {type(model).__name__} does not write texts: expected {expected} for task.kind=text")
+            raise InputError(f"{with_article(model)} does not write texts: expected {expected} for task.kind=text")
         own = "text"
     if task.kind == "answering" and isinstance(model, ELMo):
         raise InputError(
@@ -55,8 +56,7 @@ def formulation_of(model: Any, task: TaskRecipe) -> str:
         known.append("text")
     if wanted not in known:
         raise InputError(
-            f"task.formulation: a {type(model).__name__} has no '{wanted}' for {task.kind}, "
-            f"expected {' or '.join(known)}"
+            f"task.formulation: {with_article(model)} has no '{wanted}' for {task.kind}, expected {' or '.join(known)}"
         )
     return wanted
 

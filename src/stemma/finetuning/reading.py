@@ -21,6 +21,7 @@ from stemma.data.tokenizers import Tokenizer, load_tokenizer
 from stemma.errors import InputError
 from stemma.families.bert.model import BERT
 from stemma.families.bert.tokens import BERTTokens
+from stemma.families.dispatch import with_article
 from stemma.families.elmo.model import ELMo
 from stemma.families.elmo.words import PADDING
 from stemma.families.glm.model import GLM
@@ -116,7 +117,7 @@ def reader_of(model: Any, tokenizer: Tokenizer, longest: int | None = None) -> R
         return Reader(end, end, end, "last", longest=limit)
     if isinstance(model, ELMo):
         return WordReader((), (MARK,), (), "first", longest=limit, words=cast(WordNumbers, tokenizer))
-    raise InputError(f"a {type(model).__name__} cannot be fine-tuned: expected a BERT, ELMo, GLM, GPT, T5 or LSTM")
+    raise InputError(f"{with_article(model)} cannot be fine-tuned: expected a BERT, ELMo, GLM, GPT, T5 or LSTM")
 
 
 def tokenizer_of(model: Any, directory: Path) -> Tokenizer:

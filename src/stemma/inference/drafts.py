@@ -16,6 +16,7 @@ from stemma import families
 from stemma.data.tokenizers import load_tokenizer
 from stemma.errors import InputError
 from stemma.families.directory import resolve
+from stemma.families.dispatch import with_article
 from stemma.families.gpt.model import GPT
 from stemma.families.mistral.model import Mistral
 from stemma.inference.paged_cache import PagedCache, Pages
@@ -138,5 +139,5 @@ def drafter_named(name: str, tokenizer: "Tokenizer", *, dtype: Any = None, devic
         raise InputError(f"{name}: its tokenizer is another one than the model's, so it cannot guess for it")
     model = families.load(directory, dtype=dtype, device=device)
     if not isinstance(model, GPT | Mistral):
-        raise InputError(f"{name}: a {type(model).__name__}, expected a GPT or Mistral to guess what comes next")
+        raise InputError(f"{name}: {with_article(model)}, expected a GPT or Mistral to guess what comes next")
     return DraftModel(model)

@@ -12,16 +12,14 @@ from torch import Tensor
 from stemma.errors import InputError
 from stemma.families.bert.model import BERT
 from stemma.families.bert.tokens import frame_and_mask
+from stemma.families.dispatch import by_family, with_article
 from stemma.families.elmo.model import ELMo
 from stemma.families.glm.model import GLM
 from stemma.families.glm.tokens import GLMTokens
-from stemma.families.gpt.model import GPT
-from stemma.families.lstm.model import LSTM
-from stemma.families.mistral.model import Mistral
 from stemma.families.t5.model import T5
 from stemma.families.transformer.model import Transformer
+from stemma.inference.states import READ_FROM_LEFT_TO_RIGHT, states_of
 from stemma.inference.word_states import embed_sentences
-from stemma.layers.masks import Mask
 
 if TYPE_CHECKING:
     from stemma.data.tokenizers import Tokenizer
@@ -71,7 +69,7 @@ def embed_tokens(
         raise InputError("the model is in training mode, where dropout is random: call model.eval() first")
     before, after = _frame(model, tokenizer)
     if pooling == "cls" and not before:
-        raise InputError(f"a {type(model).__name__} has no [CLS] at the start: expected pooling mean or max")
+        raise InputError(f"{with_article(model)} has no [CLS] at the start: expected pooling mean or max")
     limit = min(size for size in (longest, getattr(model.config, "context", None), 1 << 60) if size is not None)
     room = limit - len(before) - len(after)
     if room < 1:
@@ -82,7 +80,7 @@ def embed_tokens(
     rows = [[*before, *ids[:room], *after] for ids in texts]
     empty = next((number for number, row in enumerate(rows) if not row), None)
     if empty is not None:
-        raise InputError(f"text {empty + 1} is empty, and a {type(model).__name__} reads nothing beside it")
+        raise InputError(f"text {empty + 1} is empty, and {with_article(model)} reads nothing beside it")
     vectors = np.zeros((len(rows), model.config.hidden), np.float32)
     for numbers in _batches(rows, batch_tokens):
         states, real = _states(model, [rows[number] for number in numbers])
@@ -123,18 +121,23 @@ def sentence_settings(directory: Path) -> dict[str, Any]:
 
 def _frame(model: Any, tokenizer: "Tokenizer") -> tuple[list[int], list[int]]:
     """Return the special tokens before and after a text."""
-    if isinstance(model, BERT):
+
+    def of_bert() -> tuple[list[int], list[int]]:
         first, last, _ = frame_and_mask(tokenizer)
         return [first], [last]
-    if isinstance(model, GLM):
-        glm = GLMTokens.of(tokenizer)
-        return [glm.beginning], [glm.end]
-    if isinstance(model, T5 | Transformer):
+
+    def of_glm() -> tuple[list[int], list[int]]:
+        ids = GLMTokens.of(tokenizer)
+        return [ids.beginning], [ids.end]
+
+    def of_encoder() -> tuple[list[int], list[int]]:
         return [], [tokenizer.separator]
-    if isinstance(model, GPT | Mistral | LSTM):
-        return [], []
-    known = "BERT, GLM, T5, Transformer, GPT, Mistral or LSTM"
-    raise InputError(f"a {type(model).__name__} cannot embed texts: expected a {known}")
+
+    frames: dict[type, Callable[[], tuple[list[int], list[int]]]] = {
+        BERT: of_bert, GLM: of_glm, T5: of_encoder, Transformer: of_encoder
+    }  # fmt: skip
+    frames |= dict.fromkeys(READ_FROM_LEFT_TO_RIGHT, lambda: ([], []))
+    return by_family(model, frames, "cannot embed texts")()
 
 
 def _batches(rows: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
@@ -156,12 +159,7 @@ def _states(model: Any, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     device = next(model.parameters()).device
     tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
     real = (torch.arange(longest) < lengths.unsqueeze(1)).to(device)
-    mask = None if bool((lengths == longest).all()) else Mask(key_padding=real)
-    if isinstance(model, T5 | Transformer):
-        return model.encode(tokens, mask), real
-    if isinstance(model, GPT | Mistral | LSTM):
-        return model.hidden(tokens), real  # causality hides the padding
-    return model.hidden(tokens, mask=mask), real
+    return states_of(model, tokens, lengths.to(device)), real
 
 
 def _pooled(states: Tensor, real: Tensor, pooling: Pooling) -> Tensor:

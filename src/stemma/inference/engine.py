@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from stemma.errors import InputError
+from stemma.families.dispatch import with_article
 from stemma.inference.drafts import Drafter
 from stemma.inference.paged_cache import PagedCache
 from stemma.inference.prepacked import prepacked
@@ -152,9 +153,7 @@ class Engine:
         if not request.tokens:
             raise InputError("the prompt is empty, expected at least one token")
         if (request.prompt_log_probabilities or not request.max_new_tokens) and not self.reader.scores_prompts:
-            raise InputError(
-                f"a {type(self.model).__name__} does not read prompts from left to right: no scores of them"
-            )
+            raise InputError(f"{with_article(self.model)} does not read prompts from left to right: no scores of them")
         if not 0 <= min(request.tokens) <= max(request.tokens) < vocabulary:
             raise InputError(f"the prompt has a token outside 0 to {vocabulary - 1}")
         if any(not 0 <= token < vocabulary for token in request.preferences.bias):

@@ -18,6 +18,7 @@ import torch
 from stemma.errors import InputError
 from stemma.families.bert.model import BERT
 from stemma.families.bert.tokens import frame_and_mask
+from stemma.families.dispatch import by_family
 from stemma.families.glm.model import GLM
 from stemma.families.glm.tokens import MASK, GLMTokens, encode_context
 from stemma.families.t5.model import T5
@@ -71,13 +72,10 @@ def fill(
         raise InputError(f"top_k is {top_k} and max_piece_tokens {max_piece_tokens}, expected 1 or more")
     if model.training:
         raise InputError("the model is in training mode, where dropout is random: call model.eval() first")
-    if isinstance(model, BERT):
-        return _fill_bert(model, tokenizer, texts, top_k)
-    if isinstance(model, GLM):
-        return [_fill_glm(model, tokenizer, one, top_k, max_piece_tokens) for one in texts]
-    if isinstance(model, T5):
-        return [_fill_t5(model, tokenizer, one, top_k, max_piece_tokens) for one in texts]
-    raise InputError(f"a {type(model).__name__} cannot fill blanks: expected a BERT, T5 or GLM")
+    fill_one = by_family(model, {BERT: None, T5: _fill_t5, GLM: _fill_glm}, "cannot fill blanks")
+    if fill_one is None:
+        return _fill_bert(model, tokenizer, texts, top_k)  # all texts at once
+    return [fill_one(model, tokenizer, one, top_k, max_piece_tokens) for one in texts]
 
 
 def _fill_bert(model: BERT, tokenizer: "Tokenizer", texts: Sequence[str], top_k: int) -> list[list[Candidate]]:

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from stemma.errors import InputError
+from stemma.families.dispatch import with_article
 from stemma.families.t5.tokens import encode_source
 from stemma.inference.beam import beam_search
 from stemma.inference.decoder import Decoder
 from stemma.inference.decoders import decoder_of
 from stemma.inference.encoder_decoder import SourceDecoder, most_new, reads_source
 from stemma.inference.prepacked import prepacked
+from stemma.inference.rolling_decoder import RollingDecoder
 from stemma.inference.sampling import Sampling, log_probabilities_of, uniforms
 from stemma.inference.text_stream import TextStream, end_of_text
 
@@ -106,8 +108,11 @@ class Job:
         self.end = end_of_text(tokenizer)
         self.context: float = getattr(model.config, "context", math.inf)
         self.about = reads_source(model)  # the texts are written about their prompts; else they go on with them
-        if compiled and self.about:
-            raise InputError("compiled decoding is for models that go on with their prompt, not for a T5")
+        self._kind = SourceDecoder if self.about else decoder_of(model)
+        if compiled and self._kind not in (Decoder, RollingDecoder):
+            raise InputError(
+                f"compiled decoding is for models that attend to their prompt, not for {with_article(model)}"
+            )
         self.compiled = compiled
         if self.about:
             self.prompts = [encode_source(tokenizer, prompt) for prompt in prompts]
@@ -218,10 +223,8 @@ class Job:
                     text.accept(token, score, self.end)
 
     def _decoder(self, prompts: list[list[int]], copies: list[int], new_tokens: int) -> Decoder:
-        if self.about:
-            return SourceDecoder(self.model, prompts, copies=copies, new_tokens=new_tokens)
-        kind = decoder_of(self.model)
-        return kind(self.model, prompts, copies=copies, new_tokens=new_tokens, compiled=self.compiled)
+        options = {"compiled": True} if self.compiled else {}
+        return self._kind(self.model, prompts, copies=copies, new_tokens=new_tokens, **options)
 
     def _uniform(self, texts: list[Text], steps: int) -> Tensor | None:
         """The draws, float64 [rows, steps]."""

@@ -1,6 +1,6 @@
 """How the families read what an engine gives them: from left to right, round a blank, or about a source."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 
 from stemma.errors import InputError
+from stemma.families.dispatch import by_family
 from stemma.families.glm.model import GLM
 from stemma.families.glm.tokens import GLMTokens
+from stemma.families.gpt.model import GPT
+from stemma.families.mistral.model import Mistral
 from stemma.families.t5.model import T5, RelativeBias
 from stemma.families.transformer.model import Transformer
 from stemma.inference.paged_attention import paged_attention
@@ -267,11 +270,9 @@ def reader_of(model: Any, tokenizer: "Tokenizer", memory: int) -> Reader:
     Raises:
         InputError: a model that writes no text, or a recurrent one.
     """
-    if isinstance(model, GLM):
-        return BlankReader(model, tokenizer, memory)
-    if isinstance(model, T5 | Transformer):
-        return SourceReader(model, tokenizer, memory)
-    if hasattr(model, "logits") and hasattr(model.config, "window"):
-        return CausalReader(model, tokenizer, memory)
-    expected = "GPT, Mistral, Mixtral, GLM, T5 or Transformer"
-    raise InputError(f"the engine does not serve a {type(model).__name__}: expected {expected}")
+    return by_family(model, _READERS, "is not served by the engine")(model, tokenizer, memory)
+
+
+_READERS: dict[type, Callable[[Any, "Tokenizer", int], Reader]] = {
+    GPT: CausalReader, Mistral: CausalReader, GLM: BlankReader, T5: SourceReader, Transformer: SourceReader
+}  # fmt: skip

@@ -9,13 +9,16 @@ from stemma.families.gpt.model import GPT
 from stemma.families.lstm.model import LSTM
 from stemma.families.mistral.model import Mistral
 from stemma.families.t5.model import T5
+from stemma.families.transformer.model import Transformer
 from stemma.layers.masks import Mask
+
+READ_FROM_LEFT_TO_RIGHT = (GPT, Mistral, LSTM)
 
 
 def states_of(
     model: Any, tokens: Tensor, lengths: Tensor, segments: Tensor | None = None, places: Tensor | None = None
 ) -> Tensor:
-    """Return float [batch, length, hidden]: of a T5 the encoder's states, of others the last layer's.
+    """Return float [batch, length, hidden]: of a T5 or Transformer the encoder's states, of others the last layer's.
 
     Args:
         tokens: int64 [batch, length], padded at the end with any ids. lengths: int64 [batch]: tokens that are real.
@@ -23,12 +26,12 @@ def states_of(
         places: int64 [places], counted through all rows: return the states of these only, float [places, hidden]; in
             BERT and GLM the others are then not computed.
     """
-    if isinstance(model, GPT | Mistral | LSTM):
+    if isinstance(model, READ_FROM_LEFT_TO_RIGHT):
         return _at(model.hidden(tokens), places)  # causality hides the padding
     width = tokens.shape[1]
     full = bool((lengths == width).all())
     mask = None if full else Mask(key_padding=torch.arange(width, device=tokens.device) < lengths.unsqueeze(1))
-    if isinstance(model, T5):
+    if isinstance(model, T5 | Transformer):
         return _at(model.encode(tokens, mask), places)
     options = {} if segments is None else {"segments": segments}
     return model.hidden(tokens, mask=mask, places=places, **options)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from stemma.errors import InputError
+from stemma.families.dispatch import with_article
 from stemma.training.accounting import Progress
 from stemma.training.adaptation import checkpoint_activations, compile_blocks
 from stemma.training.averaging import WeightAverage, applied, mean_of_checkpoints
@@ -96,7 +97,7 @@ class Trainer:
         self.carried: dict[str, Tensor] = getattr(task.objective, "carried", {})
         if hasattr(task.objective, "carried") and self.workers.world > 1:
             raise InputError(
-                f"the rows of a {type(task.model).__name__} carry a state from update to update, which "
+                f"the rows of {with_article(task.model)} carry a state from update to update, which "
                 f"{self.workers.world} workers do not share: expected one process"
             )
         self._flops = training_flops_per_token(self.model, task.length, task.objective)

@@ -126,9 +126,9 @@ def test_what_cannot_be_is_told(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path)
     prepared = prepare_run(recipe, cache=tmp_path / "cache")
     workers = Workers(rank=0, world=2)
-    with pytest.raises(InputError, match="the rows of a LSTM carry a state .* 2 workers do not share"):
+    with pytest.raises(InputError, match="the rows of an LSTM carry a state .* 2 workers do not share"):
         Trainer(prepared.task, recipe, tmp_path, publish=lambda weights, path: None, workers=workers)
-    with pytest.raises(InputError, match="the engine does not serve a LSTM"):
+    with pytest.raises(InputError, match="an LSTM is not served by the engine"):
         stemma.Engine(prepared.task.model.eval(), prepared.tokenizer)
     with pytest.raises(InputError, match="an LSTM's weights are not rounded"):
         quantize_(prepared.task.model, "int8")
