@@ -116,7 +116,12 @@ def test_other_architectures_have_no_published_layout(directory: Path, tmp_path:
         ({"char_cnn__n_characters": 261}, "n_characters is 261, expected 262 .261 is what it is in training"),
         ({"char_cnn__activation": "gelu"}, "activation is 'gelu', expected relu or tanh"),
         ({"lstm__dim": "wide"}, "options.json: dim is 'wide', expected a positive whole number"),
-        ({"lstm__dim": 9}, r"context.layers.0.projection_weight is \[2, 6, 10\], options.json makes it \[2, 6, 9\]"),
+        ({"lstm__dim": 9}, r"Cell0/LSTMCell/W_0 is \[12, 40\], options.json makes it \[12, 36\]"),
+        ({"lstm__dim": 20}, r"Cell0/LSTMCell/W_0 is \[12, 40\], options.json makes it \[12, 80\]"),
+        (
+            {"char_cnn__filters": [[1, 4], [2, 5]]},
+            r"CNN/W_cnn_1 is \[1, 3, 3, 5\], options.json makes it \[1, 2, 3, 5\]",
+        ),
         ({"lstm__n_layers": 3}, "tensor 'RNN_0/RNN/MultiRNNCell/Cell2/LSTMCell/W_0' is missing"),
     ],
 )
@@ -136,6 +141,11 @@ def test_files_that_are_not_there_or_broken(directory: Path) -> None:
     content = (directory / "lm_weights.hdf5").read_bytes()
     (directory / "lm_weights.hdf5").write_bytes(content[:1000])
     with pytest.raises(InputError, match="lm_weights.hdf5: truncated or not an HDF5 file"):
+        stemma.load(directory)
+    (directory / "lm_weights.hdf5").write_bytes(content)
+    with h5py.File(directory / "softmax_weights.hdf5", "w") as file:
+        file.create_dataset("W", data=np.zeros((4, 6), np.float32))
+    with pytest.raises(InputError, match="softmax_weights.hdf5: holds W, expected softmax/W and softmax/b"):
         stemma.load(directory)
     (directory / "lm_weights.hdf5").unlink()
     with pytest.raises(InputError, match=r"0 files \*weights.hdf5"):

@@ -55,16 +55,13 @@ def load_published(
         )
     tensors = read_hdf5(weights[0])
     outputs = read_hdf5(softmax[0]) if softmax else {}
+    if softmax and not {"softmax/W", "softmax/b"} <= outputs.keys():
+        raise InputError(f"{softmax[0]}: holds {', '.join(outputs) or 'nothing'}, expected softmax/W and softmax/b")
     config = config_of(read_json(options), options, vocabulary=len(outputs["softmax/W"]) if outputs else 0)
     model = build_empty(lambda: ELMo(config))
-    state = {}
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    for name, value in _parameters(config, {**tensors, **outputs}, weights[0]):
-        if value.shape != shapes[name]:
-            raise InputError(
-                f"{weights[0]}: {name} is {list(value.shape)}, {options.name} makes it {list(shapes[name])}"
-            )
-        state[name] = value.to(dtype=dtype or torch.float32, device=device or "cpu")
+    _require_shapes(model, {**tensors, **outputs}, weights[0], options)
+    parameters = _parameters(config, {**tensors, **outputs})
+    state = {name: value.to(dtype=dtype or torch.float32, device=device or "cpu") for name, value in parameters}
     model.load_state_dict(state, assign=True)
     return model
 
@@ -148,7 +145,7 @@ def save_published(model: ELMo, directory: Path, words: list[str] | None = None)
     }
     if config.outputs:
         options["n_tokens_vocab"] = config.outputs
-    tensors = dict(_tensors(model))
+    tensors = {name: tensor.cpu().numpy() for name, tensor in _tensors(model)}
     outputs = {name: tensors.pop(name) for name in list(tensors) if name.startswith("softmax/")}
     for file, content in ((WEIGHTS, tensors), (SOFTMAX, outputs)):
         if content:
@@ -173,12 +170,20 @@ def _activation(name: str, where: Path) -> Any:
     return name
 
 
-def _parameters(config: ELMoConfig, tensors: Mapping[str, np.ndarray], path: Path) -> Iterator[tuple[str, Tensor]]:
+def _require_shapes(model: ELMo, tensors: Mapping[str, np.ndarray], path: Path, options: Path) -> None:
+    for name, expected in _tensors(model):
+        if name not in tensors:
+            raise InputError(f"{path}: tensor '{name}' is missing")
+        if tensors[name].shape != expected.shape:
+            raise InputError(
+                f"{path}: {name} is {list(tensors[name].shape)}, {options.name} makes it {list(expected.shape)}"
+            )
+
+
+def _parameters(config: ELMoConfig, tensors: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Tensor]]:
     """Yield our parameters, by name, of the tensors of a file."""
 
     def take(name: str) -> Tensor:
-        if name not in tensors:
-            raise InputError(f"{path}: tensor '{name}' is missing")
         return torch.from_numpy(tensors[name])
 
     yield "words.embedding.weight", take("char_embed")
@@ -204,16 +209,16 @@ def _parameters(config: ELMoConfig, tensors: Mapping[str, np.ndarray], path: Pat
         yield "output.bias", take("softmax/b")
 
 
-def _tensors(model: ELMo) -> Iterator[tuple[str, np.ndarray]]:
+def _tensors(model: ELMo) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of the files, by name: what `_parameters` reads."""
-    config, own = model.config, {name: parameter.detach().cpu().float() for name, parameter in model.named_parameters()}
-    yield "char_embed", own["words.embedding.weight"].numpy()
+    config, own = model.config, {name: parameter.detach().float() for name, parameter in model.named_parameters()}
+    yield "char_embed", own["words.embedding.weight"]
     for index in range(len(config.filters)):
-        yield f"CNN/W_cnn_{index}", own[f"words.convolutions.{index}.weight"].permute(2, 1, 0).unsqueeze(0).numpy()
-        yield f"CNN/b_cnn_{index}", own[f"words.convolutions.{index}.bias"].numpy()
+        yield f"CNN/W_cnn_{index}", own[f"words.convolutions.{index}.weight"].permute(2, 1, 0).unsqueeze(0)
+        yield f"CNN/b_cnn_{index}", own[f"words.convolutions.{index}.bias"]
     for ours, theirs in _affine(config).items():
-        yield theirs[0], own[f"{ours}.weight"].t().numpy()
-        yield theirs[1], own[f"{ours}.bias"].numpy()
+        yield theirs[0], own[f"{ours}.weight"].t()
+        yield theirs[1], own[f"{ours}.bias"]
     for layer in range(config.layers):
         part = f"context.layers.{layer}"
         joined = torch.cat([own[f"{part}.input_weight"], own[f"{part}.recurrent_weight"]], -1)
@@ -221,12 +226,12 @@ def _tensors(model: ELMo) -> Iterator[tuple[str, np.ndarray]]:
         bias[:, config.cell : 2 * config.cell] -= 1.0
         for direction in range(2):
             names = _lstm_names(direction, layer)
-            yield names[0], _ungates(joined[direction], config.cell).t().numpy()
-            yield names[1], _ungates(bias[direction], config.cell).numpy()
-            yield names[2], own[f"{part}.projection_weight"][direction].t().numpy()
+            yield names[0], _ungates(joined[direction], config.cell).t()
+            yield names[1], _ungates(bias[direction], config.cell)
+            yield names[2], own[f"{part}.projection_weight"][direction].t()
     if config.outputs:
-        yield "softmax/W", own["output.weight"].numpy()
-        yield "softmax/b", own["output.bias"].numpy()
+        yield "softmax/W", own["output.weight"]
+        yield "softmax/b", own["output.bias"]
 
 
 def _affine(config: ELMoConfig) -> dict[str, tuple[str, str]]:
