@@ -4,6 +4,7 @@ import pytest
 import transformers
 
 from stemma.data.tokenizers import load_tokenizer, train_tokenizer
+from stemma.errors import InputError
 
 TEXT = "the dog sees the cat\n\n  the dog </S> sleeps\t. \n"
 
@@ -27,11 +28,13 @@ def test_white_space_divides_and_a_line_end_is_one_token_however_much_of_it_ther
 def test_no_more_words_than_asked_for():
     tokenizer = train_tokenizer([TEXT], "elmo", 6)
     assert [tokenizer.token(index) for index in range(6)] == ["</S>", "<S>", "<UNK>", "the", "dog", "\n"]
+    with pytest.raises(InputError, match=r"vocabulary: 4 tokens do not hold .* at least 5 \(2 a word and the line end"):
+        train_tokenizer([TEXT], "elmo", 4)
 
 
 def test_lower_case():
     tokenizer = train_tokenizer(["The DOG\nthe Dog"], "elmo", 100, lowercase=True)
-    assert tokenizer.encode("THE dog") == [4, 3] or tokenizer.encode("THE dog") == [3, 4]
+    assert tokenizer.encode("THE dog") == [4, 3]  # of equally frequent words the first by spelling is first
 
 
 def test_a_text_that_repeats_little_is_no_reason_for_a_warning(recwarn):
@@ -48,7 +51,9 @@ def test_saved_and_loaded_it_is_the_same_here_and_in_transformers(tmp_path):
     assert theirs("the dog\nsees")["input_ids"] == tokenizer.encode("the dog\nsees")
 
 
-@pytest.mark.parametrize("cut", [1, 9, 21, 30])
+@pytest.mark.parametrize("cut", [3, 8, 21, 27])  # at white space: words are not to be divided
 def test_the_vocabulary_does_not_depend_on_how_the_text_arrives(cut):
-    pieces = [TEXT[:cut], TEXT[cut:]] if TEXT[cut - 1].isspace() or TEXT[cut].isspace() else [TEXT]
-    assert train_tokenizer(pieces, "elmo", 100).fingerprint == train_tokenizer([TEXT], "elmo", 100).fingerprint
+    assert (
+        train_tokenizer([TEXT[:cut], TEXT[cut:]], "elmo", 100).fingerprint
+        == train_tokenizer([TEXT], "elmo", 100).fingerprint
+    )

@@ -151,6 +151,7 @@ def _stands_alone(character: str, pipeline: Tokenizer) -> bool:
 def _learn_elmo(stream: Iterator[str], vocabulary: int, specials: list[str], lowercase: bool) -> Tokenizer:
     """What stands between white space, by falling frequency; a line end, with the white space round it, is the last
     token."""
+    _check_size(vocabulary, 2, "a word and the line end", specials)
     counts: Counter[str] = Counter()
     for text in stream:
         counts.update((text.lower() if lowercase else text).split())
