@@ -13,7 +13,7 @@ from stemma.data.corpora import CorpusSource
 from stemma.errors import InputError
 from stemma.evaluation.likelihood import score_text
 from stemma.inference.word_states import WordStates
-from stemma.training.pretrain import pretrain
+from stemma.training.pretrain import prepare_run, pretrain
 from stemma.training.recipe import Recipe, load_recipe
 
 ORDER = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
@@ -82,6 +82,19 @@ def test_a_stopped_run_ends_where_an_undisturbed_one_does(tmp_path: Path) -> Non
             assert outcome.progress.step == steps
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.filterwarnings("ignore:the text repeats too little")
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("tokenizer={kind: word, vocabulary: 300}", "tokenizer: not of words with </S>, <S>, <UNK> .* kind: elmo"),
+        ("objective.samples=0", "samples: 0, expected 1 or more words, or null for all"),
+    ],
+)
+def test_what_it_cannot_predict_with_is_said(option: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        prepare_run(recipe(tmp_path, option), cache=tmp_path / "cache")
 
 
 def test_a_family_that_does_not_read_text_this_way_is_still_refused(tmp_path: Path) -> None:

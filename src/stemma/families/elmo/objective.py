@@ -3,13 +3,14 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from pydantic import SkipValidation
 from torch import Tensor
 
+from stemma.errors import InputError
 from stemma.families.elmo.model import ELMo, reversal, turned
 from stemma.families.elmo.words import LINE_END, SENTENCE_BEGIN, SENTENCE_END, UNKNOWN, spell
 from stemma.layers.cross_entropy import linear_cross_entropy
@@ -17,6 +18,7 @@ from stemma.layers.sampled_softmax import sampled_cross_entropy
 
 if TYPE_CHECKING:
     from stemma.data.tokenized_corpus import TokenizedSplit
+    from stemma.data.tokenizers import Tokenizer
 
 IGNORED = -100
 
@@ -42,6 +44,22 @@ class BidirectionalLM:
     samples: int | None = None
 
     likelihood: ClassVar[bool] = False  # unknown words are one, so that bits per byte would flatter
+
+    def __post_init__(self) -> None:
+        if self.samples is not None and self.samples < 1:
+            raise InputError(f"objective.samples: {self.samples}, expected 1 or more words, or null for all")
+
+    @staticmethod
+    def prepare_tokenizer(tokenizer: "Tokenizer", options: Mapping[str, Any]) -> "Tokenizer":
+        """Return the tokenizer.
+
+        Raises:
+            InputError: it is none of words with ELMo's marks.
+        """
+        marks = (SENTENCE_END, SENTENCE_BEGIN, UNKNOWN)
+        if not tokenizer.has_whole_words or any(tokenizer.backend.token_to_id(mark) is None for mark in marks):
+            raise InputError(f"tokenizer: not of words with {', '.join(marks)} among them; expected kind: elmo")
+        return tokenizer
 
     def example(self, tokens: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Return int64 [length + 1] `tokens` as they are."""
