@@ -108,6 +108,7 @@ def test_states_are_carried_on_from_text_to_text(run, directory, tmp_path):
     [
         (("--out", "v.csv"), "--out v.csv: expected a name that ends in .npy, .parquet or .hdf5"),
         (("--out", "v.hdf5", "--pooling", "mean"), "--pooling: .hdf5 holds vectors of words"),
+        (("--out", "v.parquet", "--normalize"), "--normalize: v.parquet gets vectors of words as they are"),
         (("--out", "v.parquet", "--layers", "9"), "layers: '9', expected all, average or a number from 0 to 2"),
         (("--out", "v.npy", "--layers", "all"), "layers: 'all', expected average or a number from 0 to 2"),
     ],

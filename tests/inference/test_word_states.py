@@ -103,6 +103,7 @@ def test_one_vector_a_text(model: ELMo, monkeypatch: pytest.MonkeyPatch) -> None
     [
         (lambda model: WordStates(model.train()), "training mode"),
         (lambda model: WordStates(model)([["a"], []]), "sentence 2 has no words"),
+        (lambda model: embed_sentences(model, [["a"]] * 2049 + [[]]), "sentence 2050 has no words"),
         (lambda model: embed_sentences(model, [["a"]], pooling="cls"), "pooling is 'cls', expected mean or max"),
         (
             lambda model: WordStates(ELMo(replace(CONFIG, architecture="transformer")).eval(), stateful=True),

@@ -180,6 +180,8 @@ def embed(
     console, truncated = Console(stderr=True), 0
     if isinstance(network, ELMo):
         of_words = pooling is None and out.suffix != ".npy"
+        if of_words and normalize is not None:
+            raise InputError(f"--normalize: {out} gets vectors of words as they are; expected --pooling beside it")
         sentences, wanted = [row.split() for row in rows], layers_named(layers, network, of_words)
         if of_words:
             states = WordStates(network, stateful=stateful)

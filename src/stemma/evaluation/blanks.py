@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from stemma.data.tokenizers import Tokenizer
-from stemma.errors import InputError
 from stemma.families.bert.model import BERT
 from stemma.families.bert.tokens import BERTTokens
 from stemma.families.dispatch import by_family

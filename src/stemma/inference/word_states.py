@@ -55,9 +55,7 @@ class WordStates:
         Args:
             sentences: the words of each, at least one. report: called with the number of sentences just done.
         """
-        empty = next((number for number, words in enumerate(sentences) if not words), None)
-        if empty is not None:
-            raise InputError(f"sentence {empty + 1} has no words")
+        _require_words(sentences)
         results: list[Any] = [None] * len(sentences)
         for numbers in self._batches(sentences):
             for number, layers in zip(numbers, self._layers([sentences[number] for number in numbers]), strict=True):
@@ -121,6 +119,12 @@ class WordStates:
         return [state.resized(batch) for state in self._states]
 
 
+def _require_words(sentences: Sequence[Sequence[str]]) -> None:
+    empty = next((number for number, words in enumerate(sentences, 1) if not words), None)
+    if empty is not None:
+        raise InputError(f"sentence {empty} has no words")
+
+
 def layers_named(name: str | None, model: ELMo, of_words: bool = True) -> Layers:
     """Return which layers "all", "average" or a number stands for; None: all of words, the average for a text.
 
@@ -146,6 +150,7 @@ def word_vectors(
     report: Callable[[int], None] = lambda done: None,
 ) -> Iterator[np.ndarray]:
     """Yield float32 [layers, words, width], or [words, width], of each sentence; a few thousand are held at once."""
+    _require_words(sentences)  # not of a few thousand only, so that the sentence is named by its number
     size = 1 if states.stateful else POOL
     for start in range(0, len(sentences), size):
         for layers in states(sentences[start : start + size], report):
