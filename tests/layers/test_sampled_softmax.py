@@ -39,14 +39,16 @@ def test_all_words_can_be_asked_for_but_one() -> None:
     assert len(set(log_uniform(5, 4, torch.tensor([0]))[0].tolist())) == 4
 
 
-def test_the_loss_is_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("biased", [True, False])
+def test_the_loss_is_what_it_says(biased: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    hidden, weight, bias = torch.randn(4, 3), torch.randn(9, 3), torch.randn(9)
+    hidden, weight, bias = torch.randn(4, 3), torch.randn(9, 3), torch.randn(9) * biased
     targets = torch.tensor([2, -100, 7, 5])
     words = torch.tensor([0, 7, 3])  # 7 is a target too
     often, of_targets = torch.tensor([0.9, 0.2, 0.5]), torch.tensor([0.6, 0.2, 0.3])
     monkeypatch.setattr(sampled_softmax, "log_uniform", lambda *_: (words, often, of_targets))
-    found = sampled_cross_entropy(hidden, weight, bias, targets, samples=3, divisor=7)
+    given = bias if biased else None
+    found = sampled_cross_entropy(hidden, weight, given, targets, samples=3, divisor=7)
 
     total = 0.0
     for row, own_often in zip((0, 2, 3), of_targets.tolist(), strict=True):
@@ -66,8 +68,16 @@ def test_with_all_words_expected_once_it_is_the_full_softmax(monkeypatch: pytest
     hidden, weight, bias = torch.randn(6, 3), torch.randn(9, 3, requires_grad=True), torch.randn(9)
     targets = torch.randint(9, (6,))
     monkeypatch.setattr(sampled_softmax, "log_uniform", lambda *_: (torch.arange(9), torch.ones(9), torch.ones(6)))
-    found = sampled_cross_entropy(hidden, weight, bias, targets, samples=9, divisor=6)
+    found = sampled_cross_entropy(hidden, weight, bias, targets, samples=8, divisor=6)
     expected = F.cross_entropy(hidden @ weight.t() + bias, targets)
     torch.testing.assert_close(found, expected)
     ours, theirs = (torch.autograd.grad(loss, weight)[0] for loss in (found, expected))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("samples", [None, 9, 20])
+def test_of_no_fewer_words_than_there_are_it_is_the_likelihood(samples: int | None) -> None:
+    torch.manual_seed(0)
+    hidden, weight, targets = torch.randn(6, 3), torch.randn(9, 3), torch.tensor([0, 3, -100, 8, 1, 3])
+    found = sampled_cross_entropy(hidden, weight, None, targets, samples=samples, divisor=5)
+    torch.testing.assert_close(found, F.cross_entropy(hidden @ weight.t(), targets))

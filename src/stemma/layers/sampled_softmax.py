@@ -7,14 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stemma.layers.cross_entropy import linear_cross_entropy
+
 
 def sampled_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     targets: Tensor,
     *,
-    samples: int,
+    samples: int | None,
     divisor: int | float,
     ignore_index: int = -100,
 ) -> Tensor:
@@ -26,15 +28,20 @@ def sampled_cross_entropy(
 
     Args:
         hidden: float [tokens, hidden]. weight: float [vocabulary, hidden], its rows by falling frequency of the words.
-        bias: float [vocabulary]. targets: int64 [tokens]. samples: fewer than there are words.
+        bias: float [vocabulary] or None. targets: int64 [tokens].
+        samples: None, or as many as there are words: the likelihood itself (see `linear_cross_entropy`).
     Returns:
         float32 scalar, in nats.
     """
+    if samples is None or samples >= len(weight):
+        return linear_cross_entropy(hidden, weight, targets, bias=bias, divisor=divisor, ignore_index=ignore_index)
     kept = targets != ignore_index
     hidden, targets = hidden[kept], targets[kept]
     words, expected_words, expected_targets = log_uniform(len(weight), samples, targets)
-    own = (hidden * weight[targets]).sum(-1) + bias[targets] - expected_targets.log()
-    others = hidden @ weight[words].t() + bias[words] - expected_words.log()
+    own = (hidden * weight[targets]).sum(-1) - expected_targets.log()
+    others = hidden @ weight[words].t() - expected_words.log()
+    if bias is not None:
+        own, others = own + bias[targets], others + bias[words]
     others = others.masked_fill(words == targets.unsqueeze(1), -torch.inf)
     logits = torch.cat([own.unsqueeze(1), others], 1).float()
     return F.cross_entropy(logits, torch.zeros_like(targets), reduction="sum") / divisor

@@ -15,6 +15,7 @@ from stemma.families.lstm import objective as objectives
 from stemma.families.lstm.documents import Pieces
 from stemma.families.lstm.model import LSTM
 from stemma.families.lstm.objective import CarriedCausal, SequenceAutoencoder
+from stemma.layers import sampled_softmax
 from stemma.training.batches import Batches, Plan
 
 from .plain import SMALL, Plain, model_of, nll, split_of
@@ -142,6 +143,33 @@ def test_an_autoencoder_is_scored_on_the_text_written_again() -> None:
     )
     assert float(sums["nll"]) == pytest.approx(expected, rel=1e-5)
     assert float(loss.detach()) == pytest.approx(expected / int(sums["targets"]), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [CarriedCausal, SequenceAutoencoder])
+def test_training_may_sample_its_softmax_and_evaluation_has_all_of_it(
+    kind: type[CarriedCausal | SequenceAutoencoder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective, model = kind(0, samples=4), model_of()
+    batches = Batches(
+        objective.sequences(split_of(tmp_path / "corpus", DOCUMENTS), 8, 2, 4), objective, Plan(4), seed=1
+    )
+    (batch,) = batches.micro_batches(0)
+    drawn = torch.tensor([3, 9, 30, 12])
+    monkeypatch.setattr(
+        sampled_softmax, "log_uniform", lambda size, count, targets: (drawn, torch.ones(4), torch.ones(len(targets)))
+    )
+    loss, _ = objective.loss(model, batch)
+    kept = batch["targets"] != objectives.IGNORED
+    logits, targets = Plain(model)(batch["tokens"])[kept], batch["targets"][kept]
+    seen = torch.zeros_like(logits, dtype=torch.bool)
+    seen[:, drawn] = True
+    seen[torch.arange(len(targets)), targets] = True
+    expected = F.cross_entropy(logits.masked_fill(~seen, -torch.inf), targets)
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    evaluated, _ = objective.loss(model.eval(), batch)
+    assert float(evaluated.detach()) == pytest.approx(float(F.cross_entropy(logits, targets).detach()), rel=1e-5)
+    with pytest.raises(InputError, match="objective.samples: 0, expected 1 or more tokens, or null for all"):
+        kind(0, samples=0)
 
 
 def test_pieces_cover_every_document_once(tmp_path: Path) -> None:

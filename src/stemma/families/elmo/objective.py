@@ -13,7 +13,6 @@ from torch import Tensor
 from stemma.errors import InputError
 from stemma.families.elmo.model import ELMo, reversal, turned
 from stemma.families.elmo.words import LINE_END, SENTENCE_BEGIN, SENTENCE_END, UNKNOWN, spell
-from stemma.layers.cross_entropy import linear_cross_entropy
 from stemma.layers.sampled_softmax import sampled_cross_entropy
 
 if TYPE_CHECKING:
@@ -134,9 +133,8 @@ class BidirectionalLM:
         assert model.output is not None
         weight, bias = model.output.weight, model.output.bias
         hidden, targets = states.flatten(0, 1), targets.where(counted, IGNORED).flatten()
-        if model.training and self.samples is not None and self.samples < len(weight):
-            return sampled_cross_entropy(hidden, weight, bias, targets, samples=self.samples, divisor=divisor)
-        return linear_cross_entropy(hidden, weight, targets, bias=bias, divisor=divisor)
+        samples = self.samples if model.training else None
+        return sampled_cross_entropy(hidden, weight, bias, targets, samples=samples, divisor=divisor)
 
     def _targets(self, tokens: Tensor, mark: str, outputs: int) -> Tensor:
         """Return the rows of the softmax that `tokens` are, where a mark between sentences is `mark`."""

@@ -15,7 +15,7 @@ from stemma.data.streams import Streams, Window
 from stemma.errors import InputError
 from stemma.families.lstm.documents import Pieces, documents_by_length
 from stemma.families.lstm.model import LSTM, State
-from stemma.layers.cross_entropy import linear_cross_entropy
+from stemma.layers.sampled_softmax import sampled_cross_entropy
 
 if TYPE_CHECKING:
     from stemma.data.tokenized_corpus import TokenizedSplit
@@ -35,6 +35,8 @@ class CarriedCausal:
         deviation: of the windows' lengths (see `Streams`; AWD-LSTM: 5).
         activation_penalty: of the mean square of the last layer's states after dropout (AWD-LSTM: 2).
         temporal_penalty: of the mean square of their change from step to step, before dropout (AWD-LSTM: 1).
+        samples: tokens that a training step's softmax is estimated from; null: all of them. They are drawn as if the
+            tokenizer's ids were by falling frequency, as those of `word` are.
     """
 
     separator: int
@@ -42,11 +44,13 @@ class CarriedCausal:
     deviation: float = 0.0
     activation_penalty: float = 0.0
     temporal_penalty: float = 0.0
+    samples: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("deviation", "activation_penalty", "temporal_penalty"):
             if getattr(self, name) < 0:
                 raise InputError(f"objective.{name}: {getattr(self, name)}, expected 0 or more")
+        _check_samples(self.samples)
 
     @cached_property
     def carried(self) -> dict[str, Tensor]:
@@ -72,7 +76,7 @@ class CarriedCausal:
 
     def training_flops(self, model: LSTM, length: int) -> float:
         """Estimate the floating-point operations of a step per sequence: 6 for each parameter that a token meets."""
-        return 6.0 * length * (_recurrent(model) + model.output_weight.numel())
+        return 6.0 * length * (_recurrent(model) + _output(model, self.samples))
 
     def loss(
         self, model: LSTM, batch: Mapping[str, Tensor], totals: Mapping[str, int] | None = None
@@ -95,7 +99,7 @@ class CarriedCausal:
         states, state = model.read(batch["tokens"], self._state(batch), batch.get("starts"))
         self._keep(batch, state)
         hidden = model.output_dropout(states)
-        loss = _cross_entropy(model, hidden, batch["targets"], divisor)
+        loss = _cross_entropy(model, hidden, batch["targets"], divisor, self.samples)
         sums = {"nll": loss.detach() * divisor, "targets": torch.tensor(counts)}
         share = counts / divisor
         if self.activation_penalty:
@@ -133,12 +137,16 @@ class SequenceAutoencoder:
     and its end behind the second separator. A text is a document, or a piece of one of at most the length.
 
     Args:
-        separator: id of the token that starts and ends a text.
+        separator: id of the token that starts and ends a text. samples: see `CarriedCausal`.
     """
 
     separator: int
+    samples: int | None = None
 
     likelihood: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _check_samples(self.samples)
 
     def sequences(self, split: "TokenizedSplit", length: int, seed: int, batch: int) -> ShuffledByLength:
         """Return the texts, shuffled, next to others of about their length."""
@@ -163,7 +171,7 @@ class SequenceAutoencoder:
 
     def training_flops(self, model: LSTM, length: int) -> float:
         """Estimate the floating-point operations of a step per text: each token is read twice and scored once."""
-        return 6.0 * length * (2 * _recurrent(model) + model.output_weight.numel())
+        return 6.0 * length * (2 * _recurrent(model) + _output(model, self.samples))
 
     def loss(
         self, model: LSTM, batch: Mapping[str, Tensor], totals: Mapping[str, int] | None = None
@@ -171,7 +179,8 @@ class SequenceAutoencoder:
         """Return the mean negative log-likelihood in nats, and sums to report; arguments as of `CarriedCausal.loss`."""
         counts = self.counts(batch)["targets"]
         divisor = max((totals or {"targets": counts})["targets"], 1)
-        loss = _cross_entropy(model, model.hidden(batch["tokens"]), batch["targets"], divisor)
+        samples = self.samples if model.training else None
+        loss = _cross_entropy(model, model.hidden(batch["tokens"]), batch["targets"], divisor, samples)
         return loss, {"nll": loss.detach() * divisor, "targets": torch.tensor(counts)}
 
     def held_out(self, split: "TokenizedSplit", length: int, batch_size: int) -> Iterator[dict[str, Tensor]]:
@@ -194,12 +203,22 @@ def _loss_in_pieces(model: LSTM, batch: Mapping[str, Tensor], divisor: int) -> T
     return loss
 
 
-def _cross_entropy(model: LSTM, hidden: Tensor, targets: Tensor, divisor: int) -> Tensor:
-    return linear_cross_entropy(hidden.flatten(0, 1), model.output_weight, targets.flatten(), divisor=divisor)
+def _cross_entropy(model: LSTM, hidden: Tensor, targets: Tensor, divisor: int, samples: int | None = None) -> Tensor:
+    hidden, targets = hidden.flatten(0, 1), targets.flatten()
+    return sampled_cross_entropy(hidden, model.output_weight, None, targets, samples=samples, divisor=divisor)
+
+
+def _check_samples(samples: int | None) -> None:
+    if samples is not None and samples < 1:
+        raise InputError(f"objective.samples: {samples}, expected 1 or more tokens, or null for all")
 
 
 def _recurrent(model: LSTM) -> int:
     return sum(weight.numel() for weight in model.blocks.parameters() if weight.dim() > 1)
+
+
+def _output(model: LSTM, samples: int | None) -> int:
+    return model.config.hidden * min(samples or model.config.vocabulary, model.config.vocabulary)
 
 
 def _padded(rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, Tensor]:
