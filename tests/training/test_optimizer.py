@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from stemma.training.optimizer import adamw, decay_groups
+from stemma.training.optimizer import adamw, clip_gradients, decay_groups, gradient_norm
+from stemma.training.recipe import TrainingRecipe
 
 
 class Tied(nn.Module):
@@ -50,3 +51,25 @@ def test_two_updates_equal_the_formula(corrected):
         optimizer.step()
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.detach().double(), start[name], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "embedding", "others"),
+    [
+        ({"clip": 2.5}, 3 / 2, 4 / 2),  # 3 and 4 are 5 together
+        ({"clip": 5.5}, 3, 4),
+        ({"clip": None}, 3, 4),
+        ({"clip": 1.0, "clip_embeddings": False}, 3, 1),
+        ({"clip": 4.5, "clip_embeddings": False}, 3, 4),
+    ],
+)
+def test_gradients_are_clipped_together_or_without_those_of_embeddings(options, embedding, others):
+    model = nn.ModuleDict({"embedding": nn.Embedding(3, 1), "output": nn.Linear(1, 2, bias=False)})
+    for name, parameter in model.named_parameters():
+        parameter.grad = torch.zeros_like(parameter)
+        parameter.grad[0] = 3.0 if name == "embedding.weight" else 4.0
+    norm = gradient_norm(model.parameters())
+    assert norm == pytest.approx(5.0)
+    clip_gradients(model, TrainingRecipe(steps=1, batch=1, learning_rate=1, **options), norm)
+    assert float(model["embedding"].weight.grad[0]) == pytest.approx(embedding, rel=1e-5)
+    assert float(model["output"].weight.grad[0]) == pytest.approx(others, rel=1e-5)

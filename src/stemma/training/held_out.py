@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 
 import numpy as np
@@ -35,6 +35,23 @@ class Evaluation:
     metrics: dict[str, float] | None = None
     score: float | None = None
     parts: dict[str, float] | None = None
+
+    def numbers(self) -> dict[str, float]:
+        """Return what a log of metrics takes, by name."""
+        values = {**asdict(self), **(self.metrics or {}), **(self.parts or {})}
+        return {f"held_out_{name}": value for name, value in values.items() if isinstance(value, int | float)}
+
+    def in_words(self, step: int, best: bool) -> str:
+        """Return one line for the user; `best`: no earlier evaluation was better."""
+        words = [f"step {step:,}", f"held-out loss {self.loss:.4f}"]
+        if self.metrics is None:
+            words.append(f"perplexity {self.perplexity:.2f}")
+        words += [f"{name.replace('_', ' ')} {value:.4f}" for name, value in (self.metrics or {}).items()]
+        if self.bits_per_byte is not None:
+            words.append(f"{self.bits_per_byte:.4f} bits per byte")
+        parts = (self.parts or {}).items()
+        words += [f"{name.replace('_', ' ')} {value:.4f}" for name, value in parts if "loss" in name]
+        return "  ".join([*words, *["best so far"] * best])
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The optimizer of a recipe; AdamW as the GPT papers use it: decoupled weight decay on matrices only."""
+"""The optimizer of a recipe, and the norm of what it is given; AdamW as the GPT papers use it: decoupled weight decay on matrices only."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from stemma.training.adafactor import Adafactor
+from stemma.training.distributed import full_tensor
 from stemma.training.layer_decay import by_rate
 from stemma.training.recipe import TrainingRecipe
 
@@ -75,3 +76,23 @@ def decay_groups(
     parameters, never = list(parameters), {id(parameter) for parameter in spared}
     decayed = [p for p in parameters if p.dim() >= 2 and id(p) not in never]
     return decayed, [p for p in parameters if p.dim() < 2 or id(p) in never]
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
+    """Return the norm of all gradients together, over all workers."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    return float(full_tensor(torch.nn.utils.get_total_norm(gradients)))
+
+
+def clip_gradients(model: nn.Module, training: TrainingRecipe, norm: float) -> None:
+    """Shrink the gradients where the recipe says that they are too large; `norm` is that of all of them."""
+    if training.clip is None:
+        return
+    parameters = list(model.parameters())
+    if not training.clip_embeddings:
+        embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+        left_out = {parameter for embedding in embeddings for parameter in embedding.parameters()}
+        parameters = [parameter for parameter in parameters if parameter not in left_out]
+        norm = gradient_norm(parameters)
+    if norm + 1e-6 > training.clip:  # below that it would multiply all gradients by 1
+        torch.nn.utils.clip_grads_with_norm_(parameters, training.clip, torch.tensor(norm))

@@ -87,7 +87,8 @@ class TrainingRecipe(Section):
         optimizer: "adamw"; T5's "adafactor" (see adafactor.py), whose rate is relative to the size of the weights; or
             ELMo's "adagrad", in which `accumulator` is what the sums of squared gradients begin with.
         betas, epsilon, weight_decay: of AdamW. bias_correction: of its averages; BERT was trained without.
-        clip: largest norm of the gradient; null: no clipping.
+        clip: largest norm of the gradient; null: no clipping. clip_embeddings: false: the gradients of embeddings are
+            no part of that, and stay as they are (google-research/adversarial_text).
         ema: decay per update of an exponential moving average of the weights, which is then what is evaluated and
             published; null: none.
         average: the mean of so many checkpoints, the last ones, is what is published, beside the best weights; null:
@@ -109,6 +110,7 @@ class TrainingRecipe(Section):
     weight_decay: float = Field(default=0.1, ge=0)
     bias_correction: bool = True
     clip: float | None = Field(default=1.0, gt=0)
+    clip_embeddings: bool = True
     schedule: ScheduleRecipe = ScheduleRecipe()
     ema: float | None = Field(default=None, gt=0, lt=1)
     average: int | None = Field(default=None, gt=0)

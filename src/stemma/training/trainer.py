@@ -22,14 +22,14 @@ from stemma.training.accounting import Progress
 from stemma.training.adaptation import checkpoint_activations, compile_blocks
 from stemma.training.averaging import WeightAverage, applied, mean_of_checkpoints
 from stemma.training.batches import Batches, Plan, derived_seed
-from stemma.training.distributed import Workers, full_tensor, shard, synchronize_gradients
+from stemma.training.distributed import Workers, shard, synchronize_gradients
 from stemma.training.hardware import choose_precision, matmul_rate, training_flops_per_token
-from stemma.training.held_out import Evaluation, evaluate
+from stemma.training.held_out import evaluate
 from stemma.training.interrupts import Interrupts
 from stemma.training.metrics import METRICS, MetricsLog
 from stemma.training.non_finite import Diverged, non_finite_report
 from stemma.training.objective import Batch, Display, HeldOut, LossModule, Measured, Objective, Sequences
-from stemma.training.optimizer import optimizer_of
+from stemma.training.optimizer import clip_gradients, gradient_norm, optimizer_of
 from stemma.training.progress import Silent
 from stemma.training.recipe import RunRecipe
 from stemma.training.saving import STATES, Publish, Saver
@@ -192,7 +192,7 @@ class Trainer:
         torch.manual_seed(derived_seed(self.recipe.seed, progress.step, self.workers.rank))
         learning_rate = self._learning_rate(progress.step)
         sums = self._backward(micro_batches, totals)
-        norm = self._gradient_norm()
+        norm = gradient_norm(self.model.parameters())
         if not any(totals.values()):
             progress.skipped += 1
         elif math.isfinite(sums["loss"]) and math.isfinite(norm):
@@ -224,14 +224,8 @@ class Trainer:
                     sums[name] = sums.get(name, 0.0) + float(value)
         return self.workers.sum(sums)
 
-    def _gradient_norm(self) -> float:
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        return float(full_tensor(torch.nn.utils.get_total_norm(gradients)))
-
     def _step(self, learning_rate: float, norm: float) -> None:
-        largest = self.recipe.training.clip
-        if largest is not None and norm + 1e-6 > largest:  # below that it would multiply all gradients by 1
-            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), largest, torch.tensor(norm))
+        clip_gradients(self.model, self.recipe.training, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group["scale"]
         self.optimizer.step()
@@ -289,12 +283,12 @@ class Trainer:
         if improved:
             self.saver.attempt(lambda: self._publish(best=True), f"the best weights, of step {progress.step:,}")
         if self.workers.main:
-            self.display.say(_in_words(progress.step, result, improved))
+            self.display.say(result.in_words(progress.step, improved))
         if result.bits_per_byte is not None:
             self._shown["bits_per_byte"] = result.bits_per_byte
         if result.score is not None:
             self._shown["score"] = result.score
-        return _numbers(result)
+        return result.numbers()
 
     def _evaluate_mean(self) -> None:
         """Say what the mean of the last checkpoints reaches; it is the run's last evaluation."""
@@ -304,9 +298,9 @@ class Trainer:
             result = evaluate(self.loss_module, self.task.held_out, self.workers, self._autocast())
         self.progress.evaluation = asdict(result)
         if self._metrics is not None:
-            self._metrics.write(self.progress.step, {"event": "mean of checkpoints", **_numbers(result)})
+            self._metrics.write(self.progress.step, {"event": "mean of checkpoints", **result.numbers()})
         if self.workers.main:
-            self.display.say(f"mean of the last checkpoints: {_in_words(self.progress.step, result, False)}")
+            self.display.say(f"mean of the last checkpoints: {result.in_words(self.progress.step, False)}")
 
     def _save(self, last: bool = False) -> None:
         """Write a checkpoint and publish the weights. Only the last one of the run may not fail."""
@@ -380,19 +374,3 @@ class Trainer:
 
     def _on_device(self, batch: Batch) -> dict[str, Tensor]:
         return {name: tensor.to(self.workers.device, non_blocking=True) for name, tensor in batch.items()}
-
-
-def _numbers(result: Evaluation) -> dict[str, float]:
-    values = {**asdict(result), **(result.metrics or {}), **(result.parts or {})}
-    return {f"held_out_{name}": value for name, value in values.items() if isinstance(value, int | float)}
-
-
-def _in_words(step: int, result: Evaluation, improved: bool) -> str:
-    words = [f"step {step:,}", f"held-out loss {result.loss:.4f}"]
-    if result.metrics is None:
-        words.append(f"perplexity {result.perplexity:.2f}")
-    words += [f"{name.replace('_', ' ')} {value:.4f}" for name, value in (result.metrics or {}).items()]
-    if result.bits_per_byte is not None:
-        words.append(f"{result.bits_per_byte:.4f} bits per byte")
-    words += [f"{name.replace('_', ' ')} {value:.4f}" for name, value in (result.parts or {}).items() if "loss" in name]
-    return "  ".join([*words, *["best so far"] * improved])
