@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stemma.data.collation import padded
 from stemma.data.rows import place_in_rows
 from stemma.data.tokenizers import Tokenizer
 from stemma.errors import InputError
@@ -189,9 +190,7 @@ class T5Reading(Reading):
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """See `Reading`; the source's `key_padding`, True where a token is real."""
-        pad = torch.nn.utils.rnn.pad_sequence
-        source = pad([torch.from_numpy(example["tokens"]) for example in examples], batch_first=True)
-        written = pad([torch.from_numpy(example["written"]) for example in examples], batch_first=True)
+        source, written = (padded([example[name] for example in examples]) for name in ("tokens", "written"))
         lengths = torch.tensor([len(example["tokens"]) for example in examples])
         read = [row * written.shape[1] + example["read"] for row, example in enumerate(examples)]
         key_padding = torch.arange(source.shape[1]) < lengths.unsqueeze(1)

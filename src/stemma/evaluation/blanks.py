@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stemma.data import collation
 from stemma.data.tokenizers import Tokenizer
 from stemma.families.bert.model import BERT
 from stemma.families.bert.tokens import BERTTokens
@@ -233,10 +234,8 @@ def _bert(model: BERT, tokenizer: Tokenizer, most: int) -> Way:
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Return int64 [rows, longest], padded with 0, and bool of the same shape: True where a token is real."""
-    lengths = torch.tensor([len(row) for row in rows])
-    longest = int(lengths.max())
-    tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
-    return tokens.to(device), (torch.arange(longest) < lengths.unsqueeze(1)).to(device)
+    lengths, tokens = torch.tensor([len(row) for row in rows]), collation.padded(rows)
+    return tokens.to(device), (torch.arange(tokens.shape[1]) < lengths.unsqueeze(1)).to(device)
 
 
 def chosen_log_probabilities(logits: Tensor, tokens: Tensor) -> Tensor:

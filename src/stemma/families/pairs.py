@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stemma.data.collation import padded
 from stemma.layers.cross_entropy import linear_cross_entropy
 
 IGNORED = -100
@@ -15,11 +16,7 @@ IGNORED = -100
 def collate_pairs(sources: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> dict[str, Tensor]:
     """Stack int64 sources and targets; shorter ones are padded, targets with -100, and `source_padding`, where there
     is any, tells real source tokens."""
-    pad = torch.nn.utils.rnn.pad_sequence
-    batch = {
-        "source": pad([torch.from_numpy(source) for source in sources], batch_first=True),
-        "target": pad([torch.from_numpy(target) for target in targets], batch_first=True, padding_value=IGNORED),
-    }
+    batch = {"source": padded(sources), "target": padded(targets, IGNORED)}
     lengths = torch.tensor([len(source) for source in sources])
     if int(lengths.min()) < batch["source"].shape[1]:
         batch["source_padding"] = torch.arange(batch["source"].shape[1]) < lengths.unsqueeze(1)

@@ -13,9 +13,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from stemma.data.collation import padded
 from stemma.families.bert.tokens import BERTTokens
 from stemma.families.glm.examples import collate as collate_glm
 from stemma.families.glm.examples import filled_example
@@ -77,12 +77,8 @@ class GPTWriting(_Shifted):
 
     def collate(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Return int64 `tokens` and `targets` [batch, length]."""
-        pad = torch.nn.utils.rnn.pad_sequence
-        tokens, targets = ([torch.from_numpy(example[name]) for example in examples] for name in ("tokens", "targets"))
-        return {
-            "tokens": pad(tokens, batch_first=True),
-            "targets": pad(targets, batch_first=True, padding_value=IGNORED),
-        }
+        tokens, targets = ([example[name] for example in examples] for name in ("tokens", "targets"))
+        return {"tokens": padded(tokens), "targets": padded(targets, IGNORED)}
 
     def hidden(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """See `_Shifted.hidden`; causality hides the padding."""

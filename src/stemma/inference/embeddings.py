@@ -1,7 +1,7 @@
 """One vector a text, from the states of any encoder (Reimers and Gurevych 2019, "Sentence-BERT", section 3)."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stemma.data.collation import batches_by_length, padded
 from stemma.errors import InputError
 from stemma.families.bert.model import BERT
 from stemma.families.bert.tokens import frame_and_mask
@@ -82,7 +83,7 @@ def embed_tokens(
     if empty is not None:
         raise InputError(f"text {empty + 1} is empty, and {with_article(model)} reads nothing beside it")
     vectors = np.zeros((len(rows), model.config.hidden), np.float32)
-    for numbers in _batches(rows, batch_tokens):
+    for numbers in batches_by_length([len(row) for row in rows], batch_tokens):
         states, real = _states(model, [rows[number] for number in numbers])
         pooled = _pooled(states.float(), real, pooling)
         vectors[numbers] = (torch.nn.functional.normalize(pooled) if normalize else pooled).cpu().numpy()
@@ -140,26 +141,13 @@ def _frame(model: Any, tokenizer: "Tokenizer") -> tuple[list[int], list[int]]:
     return by_family(model, frames, "cannot embed texts")()
 
 
-def _batches(rows: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
-    """Yield the numbers of texts of about equal length, so that next to nothing is padded."""
-    batch: list[int] = []
-    for number in sorted(range(len(rows)), key=lambda number: len(rows[number])):
-        if batch and (len(batch) + 1) * len(rows[number]) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(number)
-    if batch:
-        yield batch
-
-
 def _states(model: Any, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Return the last states, float [batch, length, hidden], and bool [batch, length], True where a token is real."""
     lengths = torch.tensor([len(row) for row in rows])
-    longest = int(lengths.max())
     device = next(model.parameters()).device
-    tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
-    real = (torch.arange(longest) < lengths.unsqueeze(1)).to(device)
-    return states_of(model, tokens, lengths.to(device)), real
+    tokens = padded(rows)
+    real = torch.arange(tokens.shape[1]) < lengths.unsqueeze(1)
+    return states_of(model, tokens.to(device), lengths.to(device)), real.to(device)
 
 
 def _pooled(states: Tensor, real: Tensor, pooling: Pooling) -> Tensor:

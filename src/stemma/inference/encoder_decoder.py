@@ -1,12 +1,13 @@
 """Decoding with an encoder-decoder: each source is read once, and its keys and values are kept for all its targets."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from stemma.data.collation import batches_by_length, padded
 from stemma.families.t5.model import RelativeBias
 from stemma.inference.cache import DenseCache
 from stemma.inference.decoder import PIECE_TOKENS, Decoder
@@ -43,12 +44,9 @@ class SourceDecoder(Decoder):
     @torch.inference_mode()
     def read_prompts(self) -> Tensor:
         """Read each source once; return float32 [rows, vocabulary], the logits of the first tokens."""
-        for numbers in self._pieces():
-            lengths = [len(self.prompts[number]) for number in numbers]
-            source = torch.zeros(len(numbers), max(lengths), dtype=torch.long, device=self.device)
-            for row, number in enumerate(numbers):
-                source[row, : lengths[row]] = torch.tensor(self.prompts[number])
-            padding = _padding(lengths, max(lengths), self.device)
+        for numbers in batches_by_length([len(prompt) for prompt in self.prompts], PIECE_TOKENS):
+            source = padded([self.prompts[number] for number in numbers]).to(self.device)
+            padding = _padding([len(self.prompts[number]) for number in numbers], source.shape[1], self.device)
             encoded = self.model.encode(source, None if padding is None else Mask(key_padding=padding))
             self.cache.write_sources(numbers, self.model.source_keys_and_values(encoded))
         self.cache.hold_sources()
@@ -59,16 +57,6 @@ class SourceDecoder(Decoder):
         """Read the next token of each row, int64 [rows]; return float32 [rows, vocabulary], the logits of the next."""
         hidden = self.model.decode(tokens.unsqueeze(1), self.cache)
         return self.model.logits(hidden.squeeze(1)).float()
-
-    def _pieces(self) -> Iterator[list[int]]:
-        """Yield numbers of sources to read together: of about one length, so that little of it is padding."""
-        piece: list[int] = []
-        for number in sorted(range(len(self.prompts)), key=lambda number: len(self.prompts[number])):
-            if piece and (len(piece) + 1) * len(self.prompts[number]) > PIECE_TOKENS:
-                yield piece
-                piece = []
-            piece.append(number)
-        yield piece
 
 
 class SourceCache(DenseCache):

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stemma.data.collation import batches_by_length
 from stemma.errors import InputError
 from stemma.families.elmo.model import ELMo
 from stemma.families.elmo.words import spell
@@ -67,16 +68,7 @@ class WordStates:
         if self.stateful:
             yield list(range(len(sentences)))
             return
-        batch: list[int] = []
-        words = 0
-        for number in sorted(range(len(sentences)), key=lambda number: len(sentences[number])):
-            if batch and words + len(sentences[number]) > self.batch_words:
-                yield batch
-                batch, words = [], 0
-            batch.append(number)
-            words += len(sentences[number])
-        if batch:
-            yield batch
+        yield from batches_by_length([len(words) for words in sentences], self.batch_words)
 
     def _layers(self, sentences: Sequence[Sequence[str]]) -> Iterator[np.ndarray]:
         lengths = torch.tensor([len(words) for words in sentences])

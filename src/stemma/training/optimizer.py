@@ -1,4 +1,4 @@
-"""The optimizer of a recipe, and the norm of what it is given; AdamW as the GPT papers use it: decoupled weight decay on matrices only."""
+"""The optimizer of a recipe; clipping; AdamW as the GPT papers use it: decoupled weight decay on matrices only."""
 
 from collections.abc import Iterable
 from typing import Any

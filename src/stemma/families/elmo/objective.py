@@ -10,6 +10,7 @@ import torch
 from pydantic import SkipValidation
 from torch import Tensor
 
+from stemma.data.collation import padded
 from stemma.errors import InputError
 from stemma.families.elmo.model import ELMo, reversal, turned
 from stemma.families.elmo.words import LINE_END, SENTENCE_BEGIN, SENTENCE_END, UNKNOWN, spell
@@ -165,8 +166,4 @@ class BidirectionalLM:
 
 
 def _padded(rows: list[np.ndarray]) -> dict[str, Tensor]:
-    tokens = np.zeros((len(rows), max(map(len, rows))), np.int64)
-    for row, content in zip(tokens, rows, strict=True):
-        row[: len(content)] = content
-    lengths = [len(row) - 1 for row in rows]
-    return {"tokens": torch.from_numpy(tokens), "lengths": torch.tensor(lengths)}
+    return {"tokens": padded(rows), "lengths": torch.tensor([len(row) - 1 for row in rows])}

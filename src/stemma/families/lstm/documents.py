@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stemma.data.collation import batches_by_length
 from stemma.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,16 +19,9 @@ def documents_by_length(split: "TokenizedSplit", batch_tokens: int) -> Iterator[
         batch_tokens: most tokens of a list, padding included, unless one document alone has more.
     """
     bounds = [split.bounds(index) for index in range(split.documents)]
-    batch: list[np.ndarray] = []
-    for start, stop in sorted(bounds, key=lambda bound: bound[1] - bound[0]):
-        if stop - start < 2:  # an empty document: nothing to predict
-            continue
-        if batch and (len(batch) + 1) * (stop - start) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(split.tokens.read(start, stop).astype(np.int64))
-    if batch:
-        yield batch
+    bounds = [(start, stop) for start, stop in bounds if stop - start > 1]  # of an empty one nothing is predicted
+    for numbers in batches_by_length([stop - start for start, stop in bounds], batch_tokens):
+        yield [split.tokens.read(*bounds[number]).astype(np.int64) for number in numbers]
 
 
 class Pieces(Sequence[np.ndarray]):

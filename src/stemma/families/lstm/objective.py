@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stemma.data.collation import padded
 from stemma.data.content_hashes import digest
 from stemma.data.shuffled_by_length import ShuffledByLength
 from stemma.data.streams import Streams, Window
@@ -222,9 +223,5 @@ def _output(model: LSTM, samples: int | None) -> int:
 
 
 def _padded(rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, Tensor]:
-    longest = max(len(tokens) for tokens, _ in rows)
-    tokens = np.zeros((len(rows), longest), np.int64)
-    targets = np.full((len(rows), longest), IGNORED, np.int64)
-    for index, (inputs, expected) in enumerate(rows):
-        tokens[index, : len(inputs)], targets[index, : len(expected)] = inputs, expected
-    return {"tokens": torch.from_numpy(tokens), "targets": torch.from_numpy(targets)}
+    tokens, targets = zip(*rows, strict=True)
+    return {"tokens": padded(tokens), "targets": padded(targets, IGNORED)}

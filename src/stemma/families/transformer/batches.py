@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 from functools import lru_cache
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stemma.data.collation import batches_by_length, cuts_by_length
 from stemma.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class TokenBatches:
     """
 
     def __init__(self, split: "ParallelSplit", tokens: int, seed: int, *, end: int, longest: int | None) -> None:
-        self.split, self.seed, self.end = split, seed, end
+        self.split, self.tokens, self.seed, self.end = split, tokens, seed, end
         self.fingerprint = split.fingerprint
         sources, targets = split.sources.lengths + 1, split.targets.lengths + 1
         lengths = np.maximum(sources, targets)
@@ -40,7 +40,7 @@ class TokenBatches:
         if not len(self._numbers):
             raise InputError(f"data.source: none of {len(lengths):,} pairs has 1 to {longest} tokens on both sides")
         self._lengths = lengths[self._numbers]
-        self._cuts = _cuts(np.sort(self._lengths), tokens)
+        self._cuts = cuts_by_length(np.sort(self._lengths), tokens)
         self._order = lru_cache(maxsize=2)(self._shuffled)
 
     def __len__(self) -> int:
@@ -54,9 +54,8 @@ class TokenBatches:
 
     def by_length(self) -> Iterator[Pairs]:
         """Yield all batches once, the short pairs first."""
-        numbers = self._numbers[np.argsort(self._lengths, kind="stable")]
-        for start, stop in pairwise(self._cuts):
-            yield self._pairs(numbers[start:stop])
+        for places in batches_by_length(self._lengths, self.tokens):
+            yield self._pairs(self._numbers[places])
 
     def _pairs(self, numbers: np.ndarray) -> Pairs:
         split = self.split
@@ -70,20 +69,3 @@ class TokenBatches:
         shuffled = rng.permutation(len(self._numbers))
         order = shuffled[np.argsort(self._lengths[shuffled], kind="stable")]
         return self._numbers[order], rng.permutation(len(self))
-
-
-def _cuts(lengths: np.ndarray, tokens: int) -> list[int]:
-    """Return where batches of at most `tokens` begin among ascending lengths, and where the last one ends."""
-    cuts = [0]
-    while cuts[-1] < len(lengths):
-        first = cuts[-1]
-        # A batch of n pairs takes n times its last length: more with each pair.
-        low, high = first + 1, min(len(lengths), first + max(tokens // int(lengths[first]), 1))
-        while low < high:
-            middle = (low + high + 1) // 2
-            if (middle - first) * int(lengths[middle - 1]) <= tokens:
-                low = middle
-            else:
-                high = middle - 1
-        cuts.append(low)
-    return cuts
