@@ -71,7 +71,10 @@ def generate(
     The text comes from --prompt, --file or standard input; without any the model begins one itself. At a terminal the
     prompt is shown before its continuation; into a pipe only the continuation is printed.
 
-    Example: [bold]stemma generate runs/tiny --prompt "def main" --temperature 0.7[/bold]
+    An encoder-decoder (T5, Transformer) does not continue its text but writes about it, such as a translation.
+
+    Examples: [bold]stemma generate runs/tiny --prompt "def main" --temperature 0.7[/bold],
+    [bold]stemma generate runs/de-en --prompt "ein Haus" --beams 4 --length-penalty 0.6[/bold]
     """
     from stemma.cli.devices import device_named, dtype_named
     from stemma.data.tokenizers import load_tokenizer
