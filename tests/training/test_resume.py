@@ -157,6 +157,15 @@ def test_another_recipe_is_refused_and_overwriting_must_be_asked_for(tiny, tmp_p
     assert left == ["notes.txt", "recipe.yaml"]
 
 
+def test_a_run_that_came_to_nothing_leaves_the_directory_for_the_corrected_recipe(tiny, tmp_path):
+    claim(tmp_path / "run", tiny.recipe())
+    other = tiny.recipe(training={"batch": 8})
+    with pytest.raises(InputError, match=r"training\.batch: 8, 4"):
+        claim(tmp_path / "run", other, resume=True)
+    assert claim(tmp_path / "run", other) is None
+    assert "batch: 8" in (tmp_path / "run" / "recipe.yaml").read_text()
+
+
 def test_other_data_is_refused(tiny, tmp_path):
     begin(tiny, tmp_path / "run", tiny.recipe()).run()
     saved, _ = newest_state(tmp_path / "run" / "training_state")

@@ -88,6 +88,9 @@ def claim(
         require_new(directory, resume)
         write_recipe(recipe, directory / RECIPE)
         return None
+    if not resume and not any(any(directory.glob(pattern)) for pattern in WRITTEN):
+        write_recipe(recipe, directory / RECIPE)  # its run came to nothing: the data were not there, say
+        return None
     before = read(directory / RECIPE)
     require_same(directory, differences(recipe, before, decisive))
     rounding = differences(recipe, before, ROUNDING)
