@@ -158,12 +158,12 @@ def test_another_recipe_is_refused_and_overwriting_must_be_asked_for(tiny, tmp_p
 
 
 def test_a_run_that_came_to_nothing_leaves_the_directory_for_the_corrected_recipe(tiny, tmp_path):
-    claim(tmp_path / "run", tiny.recipe())
+    claim(tmp_path, tiny.recipe())
     other = tiny.recipe(training={"batch": 8})
     with pytest.raises(InputError, match=r"training\.batch: 8, 4"):
-        claim(tmp_path / "run", other, resume=True)
-    assert claim(tmp_path / "run", other) is None
-    assert "batch: 8" in (tmp_path / "run" / "recipe.yaml").read_text()
+        claim(tmp_path, other, resume=True)
+    assert claim(tmp_path, other) is None
+    assert "batch: 8" in (tmp_path / "recipe.yaml").read_text()
 
 
 def test_other_data_is_refused(tiny, tmp_path):
