@@ -260,5 +260,7 @@ def test_a_model_that_cannot_be_used_is_an_input_error(make_model, tokenizer):
 def test_a_model_that_does_not_go_on_is_an_input_error(name, tokenizer):
     family = FAMILIES[name]
     config = family.config(vocabulary=tokenizer.vocabulary, context=16, layers=1, hidden=8, heads=2)
-    with pytest.raises(InputError, match=f"a {name.upper()} does not go on with a prompt: expected a GPT, Mistral or"):
+    with pytest.raises(
+        InputError, match=f"a {name.upper()} does not write from a prompt: expected a GPT, Mistral, LSTM"
+    ):
         generate(family.model(config).eval(), tokenizer, "dog")

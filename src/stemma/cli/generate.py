@@ -79,6 +79,7 @@ def generate(
     from stemma.cli.devices import device_named, dtype_named
     from stemma.data.tokenizers import load_tokenizer
     from stemma.families import load
+    from stemma.inference.decoders import decoder_of
     from stemma.inference.generate import generate as run
     from stemma.inference.prepacked import prepacked
     from stemma.inference.quantization import Kind, quantize_
@@ -92,6 +93,7 @@ def generate(
         Kind.named(quantize)  # a wrong one is told before the model is loaded
     prepare_processor()
     network = load(model, dtype=dtype_named(dtype), device=device_named(device))
+    decoder_of(network)  # a model that does not write is told before its weights are rounded or packed
     if quantize is not None:
         quantize_(network, quantize)
     tokenizer = load_tokenizer(model)

@@ -18,7 +18,7 @@ from stemma.families.t5.tokens import encode_source
 from stemma.inference.beam import beam_search
 from stemma.inference.decoder import Decoder
 from stemma.inference.decoders import decoder_of
-from stemma.inference.encoder_decoder import SourceDecoder, most_new, reads_source
+from stemma.inference.encoder_decoder import most_new, reads_source
 from stemma.inference.prepacked import prepacked
 from stemma.inference.rolling_decoder import RollingDecoder
 from stemma.inference.sampling import Sampling, log_probabilities_of, uniforms
@@ -108,7 +108,7 @@ class Job:
         self.end = end_of_text(tokenizer)
         self.context: float = getattr(model.config, "context", math.inf)
         self.about = reads_source(model)  # the texts are written about their prompts; else they go on with them
-        self._kind = SourceDecoder if self.about else decoder_of(model)
+        self._kind = decoder_of(model)
         if compiled and self._kind not in (Decoder, RollingDecoder):
             raise InputError(
                 f"compiled decoding is for models that attend to their prompt, not for {with_article(model)}"
