@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stemma.cli.align_all import align_all
 from stemma.cli.align_rewards import docstrings, grpo, ppo
 
 if TYPE_CHECKING:
@@ -238,6 +239,7 @@ def dpo(
 app.command()(ppo)
 app.command()(grpo)
 app.command()(docstrings)
+app.command("all")(align_all)
 
 
 def _given(

@@ -72,6 +72,7 @@ def docstrings(
     ] = None,
     samples: Annotated[int, typer.Option(min=2, help="Responses to a prompt that are ranked.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Of these.")] = 1,
+    chat: Annotated[bool, typer.Option("--chat", help="Prompts are what a user says in a conversation.")] = False,
 ) -> None:
     """Write a task that needs no data: to say what a function of Python's library does, with a true reward.
 
@@ -83,7 +84,7 @@ def docstrings(
     """
     from stemma.alignment.docstring_data import write_comparisons, write_task
 
-    for path, count in write_task(out).items():
+    for path, count in write_task(out, chat=chat).items():
         print(f"{path}: {count:,} rows")
     if sampled_from is not None:
         path, count = write_comparisons(out, sampled_from, samples=samples, seed=seed)
