@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import httpx
 import pytest
@@ -62,6 +61,10 @@ def test_three_steps_from_data_made_on_the_way(task, tmp_path):
     # the comparisons are of what the first step's model writes, and each prompt is one that a user says
     rows = [json.loads(line) for line in (out / "data" / "comparisons.jsonl").read_text().splitlines()]
     assert all(row["prompt"][0]["role"] == "user" and len(row["responses"]) == 4 for row in rows)
+    log = [json.loads(line) for line in (out / "ppo" / "metrics.jsonl").read_text().splitlines()]
+    shown = [sample["response"] for line in log for sample in line.get("held_out_samples", ())]
+    said = [text for row in rows for text in row["responses"]]
+    assert all(text == text.strip() for text in [*said, *shown]) and any(shown) and any(said)
     for step, kind in (
         ("sft", transformers.AutoModelForCausalLM),
         ("reward", transformers.AutoModelForSequenceClassification),

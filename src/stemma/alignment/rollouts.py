@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from stemma import families
-from stemma.alignment.conversations import Renderer
+from stemma.alignment.conversations import Prompt, Renderer
 from stemma.alignment.prompts import PromptRow, rendered
 from stemma.alignment.reading import reading_of
 from stemma.data.tokenizers import Tokenizer, load_tokenizer
@@ -112,8 +112,6 @@ class LoadedPolicy:
     ) -> list[list[Response]]:
         """Return responses to each prompt (see `write_responses`), a few prompts at a time.
 
-        The text of what the assistant says in a conversation is without the blank that a template may put before it.
-
         Args:
             report: is told how many prompts are answered, and how many there are.
         Raises:
@@ -138,9 +136,15 @@ class LoadedPolicy:
                 samples=samples,
             )
         return [
-            group if isinstance(row.prompt, str) else [replace(one, text=one.text.strip()) for one in group]
+            [replace(one, text=content_of(one.text, row.prompt)) for one in group]
             for row, group in zip(rows, found, strict=True)
         ]
+
+
+def content_of(text: str, prompt: Prompt) -> str:
+    """Return what a policy wrote as the content of a message, without the blank that templates have before it, where it
+    answers in a conversation; else as it is."""
+    return text if isinstance(prompt, str) else text.strip()
 
 
 def require_room(model: Any, prompts: Sequence[Sequence[int]], longest: int) -> None:

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from stemma.cli.failures import failures
+
 
 def align_all(
     model: Annotated[
@@ -26,9 +28,7 @@ def align_all(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to write: sft, reward and ppo.")] = Path(
         "runs/instruct"
     ),
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Delete the run that is there and begin anew.")
-    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete that run and begin anew.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON; the rest goes to stderr.")] = False,
 ) -> None:
     """Demonstrations, a reward model and PPO, one after the other: InstructGPT's three steps.
@@ -36,14 +36,14 @@ def align_all(
     Without data it is taught to say what a function of Python's library does. The same command again goes on where it
     stopped. OUT/ppo is the result.
 
-    Example: [bold]stemma align all runs/gpt --out runs/instruct[/bold], then [bold]stemma serve runs/instruct/ppo[/bold]
+    Example: [bold]stemma align all runs/gpt --out runs/instruct[/bold], then
+    [bold]stemma serve runs/instruct/ppo[/bold]
     """
     from rich.console import Console
 
     from stemma.alignment.curves import CurvesDisplay
     from stemma.alignment.instruct import PPO, instruct_recipe
     from stemma.alignment.instruct import align_all as run
-    from stemma.training.non_finite import Diverged
     from stemma.training.progress import ConsoleDisplay
 
     settings = instruct_recipe(
@@ -56,11 +56,8 @@ def align_all(
         overrides=overrides or [],
     )
     console = Console(stderr=as_json)
-    try:
+    with failures(console):
         found = run(settings, out, overwrite=overwrite, display=ConsoleDisplay(console), curves=CurvesDisplay(console))
-    except (Diverged, OSError) as error:
-        console.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(1) from error
     if found.signal is not None:
         console.print("saved; the same command again goes on from here", highlight=False)
         raise typer.Exit(128 + found.signal)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stemma.cli.failures import failures
+
 if TYPE_CHECKING:
     from stemma.alignment.reinforcement_recipe import ReinforcementRecipe
 
@@ -98,7 +100,6 @@ def _run(kind: "type[ReinforcementRecipe]", name: str, given: dict[str, Any]) ->
     from stemma.alignment.recipe import SMALL_MODEL, build_recipe
     from stemma.alignment.reinforce import reinforce
     from stemma.finetuning.run import family_and_size
-    from stemma.training.non_finite import Diverged
 
     path = given["recipe"]
     if path is None:
@@ -106,11 +107,8 @@ def _run(kind: "type[ReinforcementRecipe]", name: str, given: dict[str, Any]) ->
     wanted = {"prompts": {"source": given["prompts"]}, "reward": {"source": given["reward"]}}
     recipe = build_recipe(kind, path, {"model": given["model"], **wanted}, given["overrides"] or [])
     console = Console(stderr=given["as_json"])
-    try:
+    with failures(console):
         ended = reinforce(recipe, given["out"], overwrite=given["overwrite"], display=CurvesDisplay(console))
-    except (Diverged, OSError) as error:
-        console.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(1) from error
     standing = ended.standing
     numbers = {
         "steps": standing.step,
