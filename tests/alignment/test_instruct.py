@@ -115,7 +115,7 @@ def test_data_of_ones_own(tmp_path):
     assert own.ppo.reward.source == str(tmp_path / "reward")
     changed = instruct_recipe("instruct/tiny", "m", tmp_path, prompts="p.jsonl", overrides=["sft.training.steps=7"])
     assert (changed.sft.training.steps, changed.sft.training.epochs) == (7, None)
-    assert changed.ppo.prompts.source == "p.jsonl"
+    assert (changed.ppo.prompts.source, changed.ppo.prompts.held_out) == ("p.jsonl", 0.1)
 
 
 @pytest.mark.parametrize(
@@ -131,6 +131,19 @@ def test_data_of_ones_own(tmp_path):
 def test_mistakes_are_one_line(given, message, tmp_path):
     with pytest.raises(InputError, match=message):
         instruct_recipe("instruct/tiny", "m", tmp_path, **given)
+
+
+def test_what_a_later_step_cannot_read_is_said_at_once(tmp_path):
+    asked = [{"role": "user", "content": "who sees Anna"}, {"role": "assistant", "content": "the dog"}]
+    (tmp_path / "d.jsonl").write_text(json.dumps({"messages": asked}) + "\n")
+    found = stemma("m", "--demonstrations", tmp_path / "d.jsonl", "--comparisons", "none", "--out", tmp_path / "out")
+    assert isinstance(found.exception, InputError) and "'prompt'" in str(found.exception)
+    prompts = [{"prompt": f"who sees {name}"} for name in NAMES]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
+    given = ("--demonstrations", tmp_path / "d.jsonl", "--prompts", tmp_path / "p.jsonl", "ppo.prompts.held_out=0.3")
+    found = stemma("m", *given, "--comparisons", tmp_path / "none.jsonl", "--out", tmp_path / "out")
+    assert isinstance(found.exception, InputError) and "none.jsonl" in str(found.exception)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_step_that_runs_away_exits_with_1(task, tmp_path):

@@ -71,7 +71,7 @@ def test_the_best_cost_is_chosen_by_the_other_seeds() -> None:
     assert kl_reward_frontier.decide(found).effect.estimate == pytest.approx((0.4 + (0.4 - 0.3) * 2) / 3, abs=1e-2)
 
 
-def test_what_an_evaluation_knows_of_the_divergence() -> None:
+def test_what_an_evaluation_knows_of_the_divergence(library: Path) -> None:
     sample = {"prompt": "a.dog()", "response": "", "ended": True}
     metrics = [
         {"step": 0, "held_out_reward": 0.5, "held_out_samples": [sample, {**sample, "ended": False}]},
@@ -126,7 +126,7 @@ def test_prompts_of_the_same_names(library: Path) -> None:
     assert not {shot.split("\n")[0] for shot in shots} & {item.prompt for item in unseen(100)}
 
 
-TINY = {"vocabulary": 300, "steps": 4, "rollouts": 3, "prompts": 4}
+TINY = {"vocabulary": 300, "steps": 4, "rollouts": 2, "prompts": 4}
 
 
 def ran(experiment: Experiment, library: Path, **settings: Any) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def test_every_coefficient_has_a_curve(library: Path) -> None:
     found = ran(kl_reward_frontier.EXPERIMENT, library, size=[1, 16, 2], every=1)
     assert set(found) == {f"{arm}-1" for arm in kl_reward_frontier.EXPERIMENT.arms}
     for measures in found.values():
-        assert [len(curve) for curve in measures.values()] == [3, 3, 3]
+        assert [len(curve) for curve in measures.values()] == [2, 2, 2]
         assert measures["kl"][0] == 0 and max(measures["kl"]) > 0
     assert len({measures["true"][0] for measures in found.values()}) == 1  # all begin as the same policy
 

@@ -14,7 +14,9 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from stemma.alignment.comparisons import read_splits
 from stemma.alignment.docstring_data import COMPARISONS, HELD_OUT, TRAIN, write_comparisons, write_task
+from stemma.alignment.prompts import read_both
 from stemma.alignment.recipe import RewardRecipe, SFTRecipe
 from stemma.alignment.reinforce import reinforce
 from stemma.alignment.reinforcement import Ended
@@ -29,6 +31,7 @@ from stemma.training.recipe import Section
 from stemma.training.recipe_source import RecipeSource, find_recipe
 
 DATA, SFT, REWARD, PPO = "data", "sft", "reward", "ppo"
+_DATA = (("sft", "data"), ("reward", "data"), ("ppo", "prompts"))  # where each step's recipe names it
 SAMPLES = 4  # responses to a prompt that are compared (Ouyang et al. 2022, section 3.4: 4 to 9)
 
 
@@ -77,16 +80,16 @@ def instruct_recipe(
     _fill(source, ("sft", "data", "train"), demonstrations)
     _fill(source, ("reward", "data", "train"), comparisons)
     _fill(source, ("ppo", "prompts", "source"), prompts)
-    given = [_given(source, step) for step in ("sft", "reward")]
-    if given[0] is None and given[1] is None:
-        _fill(source, ("sft", "data", "train"), str(task / TRAIN))
-        _fill(source, ("sft", "data", "dev"), str(task / HELD_OUT))
-        _fill(source, ("reward", "data", "train"), str(task / COMPARISONS))
-        _fill(source, ("ppo", "prompts", "held_out"), str(task / HELD_OUT))
-    elif None in given:
-        missing = "demonstrations" if given[0] is None else "comparisons"
+    sft, reward, asked = (source.content[step][part] for step, part in _DATA)
+    if "train" not in sft and "train" not in reward:
+        sft["train"], reward["train"] = str(task / TRAIN), str(task / COMPARISONS)
+        sft.setdefault("dev", str(task / HELD_OUT))
+        if "source" not in asked:
+            asked.setdefault("held_out", str(task / HELD_OUT))
+    elif "train" not in sft or "train" not in reward:
+        missing = "comparisons" if "train" in sft else "demonstrations"
         raise InputError(f"{missing}: missing; expected demonstrations and comparisons, or neither (a task is made)")
-    _fill(source, ("ppo", "prompts", "source"), _given(source, "sft"))
+    _fill(source, ("ppo", "prompts", "source"), sft["train"])
     for step in ("reward", "ppo"):
         _fill(source, (step, "model"), str(out / SFT))
     _fill(source, ("ppo", "reward", "source"), str(out / REWARD))
@@ -94,11 +97,6 @@ def instruct_recipe(
         return InstructRecipe.model_validate(source.content)
     except ValidationError as error:
         raise source.explain(error, InstructRecipe) from error
-
-
-def _given(source: RecipeSource, step: str) -> str | None:
-    train: str | None = source.content[step]["data"].get("train")
-    return train
 
 
 def _fill(source: RecipeSource, keys: tuple[str, ...], value: str | None) -> None:
@@ -135,23 +133,26 @@ def align_all(
     task = out / DATA
     if overwrite:
         shutil.rmtree(task, ignore_errors=True)
-    if Path(recipe.sft.data.train) == task / TRAIN and not (task / HELD_OUT).is_file():
+    made = Path(recipe.sft.data.train) == task / TRAIN
+    if made and not (task / HELD_OUT).is_file():
         task.mkdir(parents=True, exist_ok=True)
         write_task(task, chat=True)
+    # What the later steps cannot read is not found out after the first one.
+    read_both(recipe.ppo.prompts.source, recipe.ppo.prompts.held_out)
+    if not made:
+        read_splits(recipe.reward.data)
     shown.say(f"1/3        demonstrations: {out / SFT}")
     outcome, found = tune(recipe.sft, out / SFT, overwrite=overwrite, display=shown)
     if found is None:
         return Aligned(signal=outcome.signal)
-    if Path(recipe.reward.data.train) == task / COMPARISONS and not (task / COMPARISONS).is_file():
+    if made and not (task / COMPARISONS).is_file():
         with shown.preparing() as report:
-            longest, seed = recipe.ppo.rollout.longest, recipe.reward.seed
-            model = str(out / SFT)
             write_comparisons(
                 task,
-                model,
+                str(out / SFT),
                 samples=SAMPLES,
-                seed=seed,
-                longest=longest,
+                seed=recipe.reward.seed,
+                longest=recipe.ppo.rollout.longest,
                 report=lambda done, total: report("responses to compare", done, total),
             )
     shown.say(f"2/3        comparisons: {out / REWARD}")
