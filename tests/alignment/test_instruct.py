@@ -151,7 +151,7 @@ def test_a_step_that_runs_away_exits_with_1(task, tmp_path):
     assert found.exit_code == 1 and "error: stopped at step" in found.output.replace("\n", " ")
 
 
-def test_the_true_reward_reads_what_a_user_asks():
+def test_the_true_reward_reads_what_a_user_asks(task):
     said = Episode([{"role": "user", "content": "shutil.copy_file(source)"}], "Copy a file to another folder.")
     plain = Episode("shutil.copy_file(source)", said.response)
     assert docstring_task.true_reward([said]) == docstring_task.true_reward([plain])

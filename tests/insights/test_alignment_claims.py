@@ -1,6 +1,7 @@
 """The claims about alignment: how they are decided, what they measure, and that they run."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,9 +145,10 @@ def test_sizes_are_compared(library: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_coefficient_has_a_curve(library: Path) -> None:
-    found = ran(kl_reward_frontier.EXPERIMENT, library, size=[1, 16, 2], every=1)
-    assert set(found) == {f"{arm}-1" for arm in kl_reward_frontier.EXPERIMENT.arms}
+def test_fixed_and_adaptive_coefficients_have_curves(library: Path) -> None:
+    arms = {"0.3": "fixed", kl_reward_frontier.ADAPTIVE: "adaptive"}
+    found = ran(replace(kl_reward_frontier.EXPERIMENT, arms=arms), library, size=[1, 16, 2], every=1)
+    assert set(found) == {"0.3-1", "adaptive-1"}
     for measures in found.values():
         assert [len(curve) for curve in measures.values()] == [2, 2, 2]
         assert measures["kl"][0] == 0 and max(measures["kl"]) > 0
