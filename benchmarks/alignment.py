@@ -1,6 +1,6 @@
-"""Alignment beside TRL: SFT in tokens/s, reward models and DPO in pairs/s, and each one's peak memory.
+"""Alignment beside TRL: SFT, PPO and GRPO in tokens/s, reward models and DPO in pairs/s, and each one's peak memory.
 
-    python benchmarks/alignment.py [--quick] [--samples 512] [--rounds 3] [--threads 1] [--stage sft reward dpo]
+    python benchmarks/alignment.py [--quick] [--samples 512] [--rounds 3] [--threads 1] [--stage sft reward dpo ppo ...]
 
 A run is all of it but imports and the drawing of the data: reading and tokenizing 512 rows, one epoch in batches of 16,
 the measurement on 32 further rows and the checkpoint at the end; for DPO also the reference's log-probabilities, which
@@ -9,7 +9,12 @@ dropout, in float32, with fused AdamW, the same schedule and clipping, and learn
 words and a response of some 40. TRL runs with its default of padding to the longest of a batch, without activation
 checkpointing, which it has on by default. Each run is a process of its own; the arms run in turn; medians.
 
-TRL is no dependency: `pip install trl`.
+PPO and GRPO: rollouts of 32 responses of 48 tokens, written, judged and learned from. PPO: one minibatch, four epochs,
+values in a model of their own, the reward by a model of the same size; GRPO: 8 responses to a prompt, one update, the
+reward by a function. With random weights hardly any response ends early. Tokens are those of the responses.
+
+TRL is no dependency: `pip install trl`. PPO is no longer in it after 1.12.0:
+`pip install --no-deps --target DIR trl==1.12.0`, and `PYTHONPATH=DIR`.
 """
 
 import argparse
@@ -26,6 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import reinforcement
 from common import machine, median, peak_memory, table
 from stemma import families
 from stemma.data.tokenizers import train_tokenizer
@@ -33,7 +39,8 @@ from stemma.families.gpt.model import GPT, GPTConfig
 from texts import running_text
 
 BATCH, DEV, RATE = 16, 32, 1e-4
-STAGES = {"sft": "tokens/s", "reward": "pairs/s", "dpo": "pairs/s"}
+STAGES = {"sft": "tokens/s", "reward": "pairs/s", "dpo": "pairs/s", "ppo": "tokens/s", "grpo": "tokens/s"}
+REINFORCED = ("ppo", "grpo")
 
 
 def write_model(folder: Path) -> None:
@@ -133,7 +140,7 @@ def theirs(stage: str, model: Path, train: Path, dev: Path, out: Path) -> None:
     trainer.save_model()
 
 
-def measure(arm: str, stage: str, folder: Path, threads: int) -> None:
+def measure(arm: str, stage: str, folder: Path, threads: int, samples: int) -> None:
     """Run one arm in this process, and print its seconds, processor seconds and peak memory."""
     torch.set_num_threads(threads)
     if arm == "TRL":
@@ -142,12 +149,17 @@ def measure(arm: str, stage: str, folder: Path, threads: int) -> None:
 
         transformers.logging.set_verbosity_error()
     else:
-        import stemma.alignment.dpo  # noqa: F401
+        import stemma.alignment.dpo
+        import stemma.alignment.reinforce  # noqa: F401
     before = peak_memory()
     with TemporaryDirectory() as out:
         start, processor = time.perf_counter(), time.process_time()
-        run = theirs if arm == "TRL" else ours
-        run(stage, folder / "model", folder / "train.jsonl", folder / "dev.jsonl", Path(out))
+        if stage in REINFORCED:
+            reinforce = reinforcement.theirs if arm == "TRL" else reinforcement.ours
+            reinforce(stage, folder, samples, Path(out))
+        else:
+            run = theirs if arm == "TRL" else ours
+            run(stage, folder / "model", folder / "train.jsonl", folder / "dev.jsonl", Path(out))
         seconds, processor = time.perf_counter() - start, time.process_time() - processor
     print(json.dumps({"seconds": seconds, "processor": processor, "memory": peak_memory(), "imported": before}))
 
@@ -162,21 +174,22 @@ def main() -> None:
     parser.add_argument("--arm", nargs=3, help=argparse.SUPPRESS)  # what a process of its own is to do
     options = parser.parse_args()
     if options.arm:
-        measure(options.arm[0], options.arm[1], Path(options.arm[2]), options.threads)
+        measure(options.arm[0], options.arm[1], Path(options.arm[2]), options.threads, options.samples)
         return
     if options.quick:
         options.samples, options.rounds = 64, 1
     try:
         from importlib.metadata import version
 
-        arms = ["stemma", "TRL"]
         peer = f"TRL {version('trl')}"
+        compared = set(STAGES) - ({"ppo"} if tuple(map(int, version("trl").split(".")[:2])) > (1, 12) else set())
     except ModuleNotFoundError:
-        arms, peer = ["stemma"], "TRL is not installed: only ours is measured"
+        peer, compared = "TRL is not installed: only ours is measured", set()
     found: dict[tuple[str, str], list[dict[str, float]]] = {}
     with TemporaryDirectory() as name:
         folder = Path(name)
         write_model(folder / "model")
+        reinforcement.write_reward_model(folder / "model", folder / "reward")
         write_rows(folder / "train.jsonl", options.samples, 0)
         write_rows(folder / "dev.jsonl", DEV, 1)
         tokens = learned_tokens(folder)
@@ -184,13 +197,15 @@ def main() -> None:
         environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(options.threads)}
         for _ in range(options.rounds):
             for stage in options.stage:
-                for arm in arms:
-                    command = [sys.executable, __file__, "--threads", str(options.threads), "--arm", arm, stage, name]
+                for arm in ("stemma", *(["TRL"] if stage in compared else [])):
+                    numbers = ["--threads", str(options.threads), "--samples", str(options.samples)]
+                    command = [sys.executable, __file__, *numbers, "--arm", arm, stage, name]
                     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
                     found.setdefault((stage, arm), []).append(json.loads(done.stdout.splitlines()[-1]))
     rows = []
     for (stage, arm), runs in found.items():
-        amount = tokens if stage == "sft" else options.samples
+        written = reinforcement.LENGTH * options.samples if stage in REINFORCED else options.samples
+        amount = tokens if stage == "sft" else written
         seconds, own = (median([run["processor"] for run in found[stage, name]]) for name in (arm, "stemma"))
         memory = median([run["memory"] for run in runs]) / 2**20
         more = median([run["memory"] - run["imported"] for run in runs]) / 2**20

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stemma.alignment.conversations import Prompt
 from stemma.alignment.rewards import Episode
 from stemma.data.content_hashes import digest
 from stemma.data.python_corpus import python_files
@@ -71,7 +72,12 @@ def true_reward(episodes: Sequence[Episode]) -> list[float]:
     sentence.
     """
     known = known_words()
-    return [worth(str(episode.prompt), episode.response, episode.ended, known) for episode in episodes]
+    return [worth(_asked(episode.prompt), episode.response, episode.ended, known) for episode in episodes]
+
+
+def _asked(prompt: Prompt) -> str:
+    """Return what is asked: a text, or the last message of a conversation."""
+    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
 
 
 def worth(prompt: str, response: str, ended: bool, known: frozenset[str]) -> float:

@@ -148,6 +148,8 @@ def _value_model(recipe: PPORecipe, model: Any, tokenizer: Tokenizer, reading: R
 
 
 def _same_tokens(source: str, own: Tokenizer, tokenizer: Tokenizer) -> None:
+    if own.pad is not None:  # which a reward model was given if it had none, and which no text has
+        tokenizer = tokenizer.with_special_tokens(pad_token=own.token(own.pad))
     if own.fingerprint != tokenizer.fingerprint:
         raise InputError(f"{source}: its tokenizer is not the policy's, so it cannot read what the policy writes")
 

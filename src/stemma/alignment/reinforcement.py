@@ -23,7 +23,7 @@ from stemma.alignment.rails import Rails, RunAway
 from stemma.alignment.reading import Sample
 from stemma.alignment.reinforcement_recipe import ReinforcementRecipe
 from stemma.alignment.rewards import Episode, Reward, scores_of, without_end
-from stemma.alignment.rollouts import write_responses
+from stemma.alignment.rollouts import content_of, write_responses
 from stemma.data.shuffled_by_length import ShuffledByLength
 from stemma.data.tokenizers import Tokenizer
 from stemma.errors import InputError
@@ -243,7 +243,13 @@ class ReinforcementTrainer:
         )
         pairs = [(prompt, one) for prompt, group in zip(prompts, groups, strict=True) for one in group]
         episodes = [
-            Episode(prompt.prompt, one.text, one.ended, prompt.row, Sample(prompt.tokens, one.tokens))
+            Episode(
+                prompt.prompt,
+                content_of(one.text, prompt.prompt),
+                one.ended,
+                prompt.row,
+                Sample(prompt.tokens, one.tokens),
+            )
             for prompt, one in pairs
         ]
         return episodes, [one.log_probabilities for _, one in pairs]
@@ -270,7 +276,10 @@ class ReinforcementTrainer:
         if standing.first_held_out_reward is None:
             standing.first_held_out_reward = standing.held_out_reward
         shown = [
-            {"prompt": episode.prompt, "response": episode.response, "reward": float(score)}
+            {
+                **{"prompt": episode.prompt, "response": episode.response},
+                **{"ended": episode.ended, "reward": float(score)},
+            }
             for episode, score in list(zip(episodes, scores, strict=True))[: recipe.shown]
         ]
         ended = sum(episode.ended for episode in episodes) / len(episodes)

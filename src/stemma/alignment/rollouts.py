@@ -1,13 +1,13 @@
 """Responses of the policy as it is now, written by the inference engine: batched, cached, reproducible."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from stemma import families
-from stemma.alignment.conversations import Renderer
+from stemma.alignment.conversations import Prompt, Renderer
 from stemma.alignment.prompts import PromptRow, rendered
 from stemma.alignment.reading import reading_of
 from stemma.data.tokenizers import Tokenizer, load_tokenizer
@@ -100,10 +100,20 @@ class LoadedPolicy:
         self.renderer = Renderer(self.model, self.tokenizer, end, ChatTemplate.read(directory))
 
     def write(
-        self, rows: Sequence[PromptRow], *, longest: int, seed: int, temperature: float = 1.0, samples: int = 1
+        self,
+        rows: Sequence[PromptRow],
+        *,
+        longest: int,
+        seed: int,
+        temperature: float = 1.0,
+        stop: Sequence[str] = (),
+        samples: int = 1,
+        report: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[list[Response]]:
         """Return responses to each prompt (see `write_responses`), a few prompts at a time.
 
+        Args:
+            report: is told how many prompts are answered, and how many there are.
         Raises:
             InputError: a prompt that leaves no room for a response, or that the chat template does not take.
         """
@@ -112,6 +122,7 @@ class LoadedPolicy:
         size = max(AT_ONCE // samples, 1)
         found: list[list[Response]] = []
         for start in range(0, len(prompts), size):
+            report(start, len(prompts))
             part = prompts[start : start + size]
             seeds = [derived_seed(seed, number) for number in range(start, start + len(part))]
             found += write_responses(
@@ -121,9 +132,19 @@ class LoadedPolicy:
                 seeds=seeds,
                 longest=longest,
                 temperature=temperature,
+                stop=stop,
                 samples=samples,
             )
-        return found
+        return [
+            [replace(one, text=content_of(one.text, row.prompt)) for one in group]
+            for row, group in zip(rows, found, strict=True)
+        ]
+
+
+def content_of(text: str, prompt: Prompt) -> str:
+    """Return what a policy wrote as the content of a message, without the blank that templates have before it, where it
+    answers in a conversation; else as it is."""
+    return text if isinstance(prompt, str) else text.strip()
 
 
 def require_room(model: Any, prompts: Sequence[Sequence[int]], longest: int) -> None:

@@ -1,13 +1,14 @@
 """`stemma align`: from demonstrations, comparisons and rewards to a model that does what people want."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stemma.cli.align_all import align_all
 from stemma.cli.align_rewards import docstrings, grpo, ppo
+from stemma.cli.failures import failures
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -78,7 +79,7 @@ def sft(
     given = _given(model, train, dev, template, data, {"loss_on": loss_on})
     recipe = build_recipe(SFTRecipe, _recipe(recipe_name, "sft", model), given, overrides or [])
     directory, console = _directory(out, "sft", model), _console(as_json)
-    with _failures(console):
+    with failures(console):
         outcome, results = tune(recipe, directory, overwrite=overwrite, display=_display(console))
     _finish(outcome, results, directory, console, as_json, f"next: stemma chat {directory}")
 
@@ -111,7 +112,7 @@ def reward(
     given = _given(model, train, dev, template, {}, {"demonstrations": demonstrations})
     recipe = build_recipe(RewardRecipe, _recipe(recipe_name, "reward", model), given, overrides or [])
     directory, console = _directory(out, "reward", model), _console(as_json)
-    with _failures(console):
+    with failures(console):
         outcome, found = train_reward_model(recipe, directory, overwrite=overwrite, display=_display(console))
     if found is not None and not as_json:
         _show_report(found, console)
@@ -230,7 +231,7 @@ def dpo(
     given = _given(model, train, dev, template, {}, {"beta": beta, "loss": loss})
     recipe = build_recipe(DPORecipe, _recipe(recipe_name, "dpo", model), given, overrides or [])
     directory, console = _directory(out, "dpo", model), _console(as_json)
-    with _failures(console):
+    with failures(console):
         outcome, results = optimise(recipe, directory, overwrite=overwrite, display=_display(console))
     _finish(outcome, results, directory, console, as_json, f"next: stemma chat {directory}")
 
@@ -238,6 +239,7 @@ def dpo(
 app.command()(ppo)
 app.command()(grpo)
 app.command()(docstrings)
+app.command("all")(align_all)
 
 
 def _given(
@@ -284,18 +286,6 @@ def _display(console: "Console") -> Any:
     from stemma.training.progress import ConsoleDisplay
 
     return ConsoleDisplay(console)
-
-
-@contextmanager
-def _failures(console: "Console") -> Iterator[None]:
-    """Say in one line why a run broke, and exit with 1."""
-    from stemma.training.non_finite import Diverged
-
-    try:
-        yield
-    except (Diverged, OSError) as error:
-        console.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(1) from error
 
 
 def _finish(

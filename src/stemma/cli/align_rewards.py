@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stemma.cli.failures import failures
+
 if TYPE_CHECKING:
     from stemma.alignment.reinforcement_recipe import ReinforcementRecipe
 
@@ -72,6 +74,7 @@ def docstrings(
     ] = None,
     samples: Annotated[int, typer.Option(min=2, help="Responses to a prompt that are ranked.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Of these.")] = 1,
+    chat: Annotated[bool, typer.Option("--chat", help="Prompts are what a user says in a conversation.")] = False,
 ) -> None:
     """Write a task that needs no data: to say what a function of Python's library does, with a true reward.
 
@@ -83,7 +86,7 @@ def docstrings(
     """
     from stemma.alignment.docstring_data import write_comparisons, write_task
 
-    for path, count in write_task(out).items():
+    for path, count in write_task(out, chat=chat).items():
         print(f"{path}: {count:,} rows")
     if sampled_from is not None:
         path, count = write_comparisons(out, sampled_from, samples=samples, seed=seed)
@@ -97,7 +100,6 @@ def _run(kind: "type[ReinforcementRecipe]", name: str, given: dict[str, Any]) ->
     from stemma.alignment.recipe import SMALL_MODEL, build_recipe
     from stemma.alignment.reinforce import reinforce
     from stemma.finetuning.run import family_and_size
-    from stemma.training.non_finite import Diverged
 
     path = given["recipe"]
     if path is None:
@@ -105,11 +107,8 @@ def _run(kind: "type[ReinforcementRecipe]", name: str, given: dict[str, Any]) ->
     wanted = {"prompts": {"source": given["prompts"]}, "reward": {"source": given["reward"]}}
     recipe = build_recipe(kind, path, {"model": given["model"], **wanted}, given["overrides"] or [])
     console = Console(stderr=given["as_json"])
-    try:
+    with failures(console):
         ended = reinforce(recipe, given["out"], overwrite=given["overwrite"], display=CurvesDisplay(console))
-    except (Diverged, OSError) as error:
-        console.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(1) from error
     standing = ended.standing
     numbers = {
         "steps": standing.step,

@@ -8,7 +8,6 @@
 """
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,7 +96,8 @@ class Experiment:
         arms: what people call them, by name. scales: what else decides the results ("small" for two cores, "paper"
             for GPUs), plain data; "text", "labels" and "steps" in it can be given by the user.
         work: a module's function that does a job and returns its measures; it goes on from what it left in the folder.
-        columns: what is shown of the measures. prepare: makes what all jobs share, in an empty folder.
+        columns: what is shown of the measures. prepare: makes what all jobs share; it goes on from what
+            it left in the folder.
         charts: further parts of the report, from the results.
     """
 
@@ -143,8 +143,7 @@ def run_experiment(
     shared = out / SHARED
     if not shared.is_dir():
         building = out / f"{SHARED}.building"
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir()
+        building.mkdir(exist_ok=True)
         observer.say("preparing what all share ...")
         experiment.prepare(settings, building)
         building.rename(shared)

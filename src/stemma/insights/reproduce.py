@@ -14,6 +14,7 @@ from typing import Any
 from stemma.errors import InputError
 from stemma.files import write_whole
 from stemma.insights import (
+    alignment_beats_size,
     contextual_vectors,
     data_efficient,
     distillation_token,
@@ -22,8 +23,10 @@ from stemma.insights import (
     glm_competitive,
     glm_positions,
     glm_shuffling,
+    kl_reward_frontier,
     lineage,
     mixture_of_experts,
+    ptx_alignment_tax,
     rolling_cache,
     sliding_window,
 )
@@ -52,6 +55,9 @@ CLAIMS: dict[str, Claim] = {
         contextual_vectors,
         distillation_token,
         data_efficient,
+        alignment_beats_size,
+        kl_reward_frontier,
+        ptx_alignment_tax,
     )
 }
 VERDICT, REPORT = "verdict.json", "report.html"

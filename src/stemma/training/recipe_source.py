@@ -13,9 +13,9 @@ from stemma.errors import InputError, closest
 
 KeyPath = tuple[str, ...]
 
-# Short spellings on the command line.
-SPELLINGS = {"training.lr": "training.learning_rate"}
-# Giving one of these takes back what the file says of the other.
+# Short spellings on the command line, and giving one of these takes back what the file says of the other: in a recipe,
+# and in each part of one that consists of several.
+SPELLINGS: dict[KeyPath, KeyPath] = {("training", "lr"): ("training", "learning_rate")}
 INSTEAD_OF: dict[KeyPath, KeyPath] = {
     ("training", "epochs"): ("training", "steps"),
     ("training", "steps"): ("training", "epochs"),
@@ -90,8 +90,9 @@ class RecipeSource:
             InputError: no "=", the value is not YAML, or the key goes through something that is not a section.
         """
         dotted, equals, text = assignment.partition("=")
-        dotted = SPELLINGS.get(dotted.strip(), dotted.strip())
-        keys = tuple(dotted.split("."))
+        keys = tuple(dotted.strip().split("."))
+        keys = (*keys[:-2], *SPELLINGS.get(keys[-2:], keys[-2:]))
+        dotted = ".".join(keys)
         if not equals or not all(keys):
             raise InputError(f"command line: '{assignment}' is not of the form section.key=value")
         try:
@@ -107,8 +108,8 @@ class RecipeSource:
                 raise InputError(f"command line: {dotted}: {'.'.join(keys[: depth + 1])} is not a section")
         section[keys[-1]] = value
         self._overridden.add(keys)
-        other = INSTEAD_OF.get(keys)
-        if other is not None and other not in self._overridden:
+        other = INSTEAD_OF.get(keys[-2:])
+        if other is not None and (*keys[:-2], *other) not in self._overridden:
             section[other[-1]] = None
 
     def where(self, location: Sequence[str | int]) -> str:
