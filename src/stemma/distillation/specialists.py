@@ -10,7 +10,9 @@ from torch import Tensor
 from stemma.errors import InputError
 
 
-def confusion_clusters(predictions: np.ndarray, clusters: int, *, size: int, seed: int, batch: int = 8) -> list[list[int]]:
+def confusion_clusters(
+    predictions: np.ndarray, clusters: int, *, size: int, seed: int, passes: int = 8
+) -> list[list[int]]:
     """Return sets of classes that a generalist is likely to take for each other; no labels are needed.
 
     Online k-means on the columns of the covariance of its predictions (MacQueen's rule: a centre moves to each of its
@@ -19,7 +21,7 @@ def confusion_clusters(predictions: np.ndarray, clusters: int, *, size: int, see
 
     Args:
         predictions: float [examples, classes], probabilities. clusters: how many sets. size: classes of each.
-        seed: of the start. batch: how often the columns are gone through.
+        seed: of the start. passes: how often the columns are gone through.
     Returns:
         sorted numbers of classes, sets in the order of their first one; equal sets once.
     Raises:
@@ -32,7 +34,7 @@ def confusion_clusters(predictions: np.ndarray, clusters: int, *, size: int, see
     rng = np.random.default_rng(seed)
     centres = _start(columns, clusters, rng)
     seen = np.ones(clusters)
-    for _ in range(batch):
+    for _ in range(passes):
         for column in columns[rng.permutation(classes)]:
             nearest = int(((centres - column) ** 2).sum(1).argmin())
             seen[nearest] += 1
@@ -101,24 +103,24 @@ def combine(
             [examples, its classes and the dustbin]. steps, tolerance: at most so many, or until nothing changes by more.
     """
     g = generalist.double()
-    cells = torch.stack([one.cells(g.shape[1]) for one in specialists]) if specialists else None
-    if cells is None:
-        return g
     top = g.topk(asked).indices
-    active = [(torch.isin(top, torch.tensor(list(one.classes)))).any(1) for one in specialists]
-    count = 1 + torch.stack(active).sum(0).double().unsqueeze(1)
+    opinions = []  # of each specialist: whom it is asked about, its cell of each class, and what it says of its cells
+    for one, output in zip(specialists, outputs, strict=True):
+        rows = torch.isin(top, torch.tensor(list(one.classes))).any(1).nonzero().flatten()
+        opinions.append((rows, one.cells(g.shape[1]), output.double()[rows]))
+    voices = torch.ones(len(g), 1, dtype=g.dtype)
+    for rows, _, _ in opinions:
+        voices[rows] += 1
     q = g.clamp_min(1e-12)
     q = q / q.sum(1, keepdim=True)
     for _ in range(steps):
-        # What each opinion says of a class: its cell's probability, shared as q shares it.
+        # The probability of a cell, shared among its classes as q shares it; the generalist's cells are single classes.
         total = g.clone()
-        for cell, asks, opinion in zip(cells, active, outputs, strict=True):
-            inside = torch.zeros(len(q), opinion.shape[1], dtype=q.dtype).index_add_(1, cell, q)
-            says = q * (opinion.double() / inside.clamp_min(1e-300))[:, cell]
-            total += says * asks.unsqueeze(1)
-        new = total / count
-        change = (new - q).abs().max()
-        q = new
-        if change < tolerance:
+        for rows, cells, says in opinions:
+            own = q[rows]
+            inside = torch.zeros_like(says).index_add_(1, cells, own)
+            total[rows] += own * (says / inside.clamp_min(1e-300))[:, cells]
+        before, q = q, total / voices
+        if (q - before).abs().max() < tolerance:
             break
     return q

@@ -60,8 +60,9 @@ class Taught:
             if not self._shares(teacher):
                 theirs = teacher.reading.collate([example["teachers"][number] for example in examples])
                 batch |= {f"{_TEACHER}{number} {name}": value for name, value in theirs.items()}
-        for name in examples[0].get("record", ()):
-            batch[name] = torch.cat([example["record"][name] for example in examples])
+        with torch.autocast("cpu", enabled=False):  # which does not know the records' 16 bits
+            for name in examples[0].get("record", ()):
+                batch[name] = torch.cat([example["record"][name] for example in examples])
         if self.on_policy is not None:
             prompts = [list(example["sample"].prompt) for example in examples]
             batch["prompts"] = torch.tensor([token for prompt in prompts for token in prompt])
