@@ -16,13 +16,18 @@ from stemma.files import write_whole
 from stemma.insights import (
     contextual_vectors,
     encoder_decoder_parameters,
+    ensemble_in_one,
+    few_labels,
     glm_competitive,
     glm_positions,
     glm_shuffling,
     lineage,
+    missing_digit,
     mixture_of_experts,
     rolling_cache,
     sliding_window,
+    soft_targets,
+    specialists,
 )
 from stemma.insights.arms import ARMS, Scale
 from stemma.insights.claims import Claim, Comparison, Decision
@@ -46,6 +51,11 @@ CLAIMS: dict[str, Claim] = {
         mixture_of_experts,
         lineage,
         contextual_vectors,
+        soft_targets,
+        missing_digit,
+        few_labels,
+        ensemble_in_one,
+        specialists,
     )
 }
 VERDICT, REPORT = "verdict.json", "report.html"
