@@ -81,9 +81,7 @@ def test_in_chunks_it_is_the_same(kind, beta, temperature, weight, monkeypatch):
 
     parts = [part.clone().requires_grad_() for part in (hidden, matrix, bias)]
     options = SoftLoss(kind, beta, temperature, weight)
-    loss, soft, hard = linear_divergence(
-        parts[0], parts[1], say, targets, options, bias=parts[2], divisor=50
-    )
+    loss, soft, hard = linear_divergence(parts[0], parts[1], say, targets, options, bias=parts[2], divisor=50)
     found = torch.autograd.grad(3 * loss, parts)
     assert asked == [(64, 40), (64, 40), (22, 40)]
     z = F.linear(parts[0], parts[1], parts[2])

@@ -167,7 +167,9 @@ def sequences(
 
     console = _console(as_json)
     search = Search(beams, longest, temperature, seed)
-    count = write_sequences(teacher, prompts, out, search, prompt=prompt, reference=reference, display=_display(console))
+    count = write_sequences(
+        teacher, prompts, out, search, prompt=prompt, reference=reference, display=_display(console)
+    )
     if as_json:
         print(json.dumps({"out": str(out), "rows": count}))
     else:

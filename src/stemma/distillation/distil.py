@@ -190,4 +190,6 @@ def _describe(recipe: DistillationRecipe, teachers: Sequence[Teacher]) -> str:
     kind = f"jsd {options.beta:g}" if options.divergence == "jsd" else f"{options.divergence} KL"
     own = options.on_policy
     more = "" if own is None else f"; {100 * own.share:g} % of the updates on the student's own responses"
-    return f"teachers   {several}{named}: {kind} at temperature {options.temperature:g}, weight {options.weight:g}{more}"
+    return (
+        f"teachers   {several}{named}: {kind} at temperature {options.temperature:g}, weight {options.weight:g}{more}"
+    )

@@ -90,9 +90,7 @@ def _items(dialogues: Sequence[Dialogue], renderer: Renderer, reading: Reading) 
                 prompt = [reading.first]
             room = reading.longest - len(prompt)
             if room > 0:
-                items.append(
-                    {"tokens": np.array([*prompt, *sample.response[:room]], np.int64), "prompt": len(prompt)}
-                )
+                items.append({"tokens": np.array([*prompt, *sample.response[:room]], np.int64), "prompt": len(prompt)})
     if not items:
         raise InputError(f"no response begins within the first {reading.longest} tokens (data.longest)")
     return items
