@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tiny_models import WORDS, directory_of, model_of, tokenizer_of
 
 from stemma import families
-from stemma.alignment.reading import Sample, reading_of
+from stemma.alignment.reading import reading_of
 from stemma.alignment.recipe import build_recipe
 from stemma.cli import main
 from stemma.data.tokenizers import train_tokenizer
@@ -44,7 +44,6 @@ def taught(family, teachers, loss=SoftLoss(), **options):
 
 def batch_of(objective, some):
     return objective.collate([objective.example(one, np.random.default_rng(0)) for one in some])
-
 
 
 @pytest.mark.parametrize("teachers", [[("gpt", 1)], [("mistral", 1)], [("gpt", 1), ("mistral", 2)]])
@@ -94,7 +93,9 @@ def test_tokens_in_another_order():
     moved = model_of("gpt", seed=1)
     with torch.no_grad():
         moved.output_weight[order] = teacher.output_weight
-    assert moved.output_weight is moved.get_parameter(next(n for n, p in moved.named_parameters() if p is moved.output_weight))
+    assert moved.output_weight is moved.get_parameter(
+        next(n for n, p in moved.named_parameters() if p is moved.output_weight)
+    )
     model, plain = taught("gpt", [("gpt", 1)])
     reading = plain.reading
     other = Teacher(moved, reading_of(moved, tokenizer), moved.output_weight.detach()[order], order)
@@ -150,9 +151,7 @@ def test_on_its_own_responses():
     torch.rand(())
     prompts = [one["tokens"][: one["prompt"]].tolist() for one in items(objective.tokenizer)]
     responses = write(model.eval(), objective.tokenizer, prompts, 5, 0.9, int(torch.randint(1 << 62, ())))
-    own = [
-        {"tokens": np.array([*one, *two]), "prompt": len(one)} for one, two in zip(prompts, responses, strict=True)
-    ]
+    own = [{"tokens": np.array([*one, *two]), "prompt": len(one)} for one, two in zip(prompts, responses, strict=True)]
     assert float(loss) == pytest.approx(float(plain.loss(model, batch_of(plain, own))[0]), rel=1e-5)
 
 
@@ -264,5 +263,7 @@ def test_what_a_teacher_writes(run, tmp_path, monkeypatch):
         rows = [json.loads(line) for line in (tmp_path / "w.jsonl").read_text().splitlines()]
         assert [row["prompt"] for row in rows] == [f"who sees {name}" for name in NAMES]
         assert all(isinstance(row["response"], str) for row in rows)
-    code, _, error = run("sequences", teacher, "--prompts", data, "--reference", "text", "--temperature", "1", "-o", "w")
+    code, _, error = run(
+        "sequences", teacher, "--prompts", data, "--reference", "text", "--temperature", "1", "-o", "w"
+    )
     assert code == 2 and "expected no --temperature" in error

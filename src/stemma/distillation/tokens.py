@@ -15,8 +15,8 @@ from torch import Tensor
 from stemma.alignment.reading import IGNORED, Batch, Reading, Sample
 from stemma.data.tokenizers import Tokenizer
 from stemma.distillation.linear_divergence import SoftLoss, Targets, linear_divergence
-from stemma.distillation.records import targets_of_records
 from stemma.distillation.recipe import OnPolicyRecipe
+from stemma.distillation.records import targets_of_records
 from stemma.distillation.teachers import Teacher
 from stemma.inference.engine import Engine
 from stemma.inference.requests import Request

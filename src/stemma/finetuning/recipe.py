@@ -195,7 +195,8 @@ class SoftTargetRecipe(Section):
     """Teachers of a classifier (see `distilled.SoftTargets`).
 
     Args:
-        teachers: directories of fine-tuned classifiers. mean: of several (see `ensembles.soft_targets`), with `weights`.
+        teachers: directories of fine-tuned classifiers.
+        mean: of several (see `ensembles.soft_targets`), with `weights`.
         temperature: of teachers and student in training. weight: of the soft targets; the labels have the rest.
         unlabelled: a table of further texts, in the same columns, that only the teachers have an opinion on.
     """
