@@ -1,4 +1,4 @@
-"""Language models taught token by token: the loss written out, whatever the families, kept or computed, and whole runs."""
+"""Language models taught token by token: the loss written out, kept or computed, on own words, and whole runs."""
 
 import json
 import signal
@@ -32,14 +32,14 @@ def items(tokenizer):
     return [{"tokens": np.array([*one, *two], np.int64), "prompt": len(one)} for one, two in encoded]
 
 
-def taught(family, teachers, loss=SoftLoss(), **options):
+def taught(family, teachers, loss=None, **options):
     model, tokenizer = model_of(family), tokenizer_of(family)
     reading = reading_of(model, tokenizer)
     others = []
     for name, seed in teachers:
         other = model_of(name, seed=seed)
         others.append(Teacher(other, reading_of(other, tokenizer_of(name)), other.output_weight.detach()))
-    return model, Taught(reading, tokenizer, others, loss, **options)
+    return model, Taught(reading, tokenizer, others, loss or SoftLoss(), **options)
 
 
 def batch_of(objective, some):

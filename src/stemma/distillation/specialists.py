@@ -100,7 +100,8 @@ def combine(
 
     Args:
         generalist: probabilities, float [examples, classes]. outputs: of each specialist, probabilities, float
-            [examples, its classes and the dustbin]. steps, tolerance: at most so many, or until nothing changes by more.
+            [examples, its classes and the dustbin].
+        steps, tolerance: at most so many steps, or until nothing changes by more.
     """
     g = generalist.double()
     top = g.topk(asked).indices
