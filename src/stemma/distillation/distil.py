@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -146,11 +147,12 @@ def think(
         batch: items that are read at a time. precision: that the teachers compute in.
     """
     device = objective.teachers[0].weight.device
+    rng = np.random.default_rng(0)  # nothing is drawn
     found: list[Any] = [None] * len(items)
     order = sorted(range(len(items)), key=lambda number: len(items[number]["tokens"]))
     for start in range(0, len(order), batch):
         numbers = order[start : start + batch]
-        examples = [objective.example(items[number], None) for number in numbers]
+        examples = [objective.example(items[number], rng) for number in numbers]
         collated = {name: value.to(device) for name, value in objective.collate(examples).items()}
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             thought = objective.log_probabilities(collated)

@@ -133,7 +133,9 @@ class Taught:
         prompts = [part.tolist() for part in batch["prompts"].cpu().split(batch["prompt_lengths"].tolist())]
         seed = int(torch.randint(1 << 62, ()))
         model.eval()
-        responses = write(model, self.tokenizer, prompts, options.longest, options.temperature, seed)
+        # A teacher may read no more than the data's longest.
+        longest = [min(options.longest, self.reading.longest - len(prompt)) for prompt in prompts]
+        responses = write(model, self.tokenizer, prompts, longest, options.temperature, seed)
         model.train()
         items = [
             {"tokens": np.array([*prompt, *response], np.int64), "prompt": len(prompt)}
@@ -145,18 +147,25 @@ class Taught:
 
 
 def write(
-    model: Any, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], longest: int, temperature: float, seed: int
+    model: Any,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    longest: Sequence[int],
+    temperature: float,
+    seed: int,
 ) -> list[list[int]]:
     """Return what a model writes for each prompt, drawn from its whole distribution, with the token that ended it.
 
+    Args:
+        longest: most tokens of each response.
     Raises:
         InputError: a prompt that leaves no room.
     """
     engine = Engine(model, tokenizer, most_texts=len(prompts))
     sampling = Sampling(temperature=temperature)
     numbers = [
-        engine.submit(Request(prompt, longest, sampling=sampling, seed=seed + place))
-        for place, prompt in enumerate(prompts)
+        engine.submit(Request(prompt, most, sampling=sampling, seed=seed + place))
+        for place, (prompt, most) in enumerate(zip(prompts, longest, strict=True))
     ]
     written: dict[int, list[int]] = {number: [] for number in numbers}
     with torch.inference_mode(), engine.fast_products():

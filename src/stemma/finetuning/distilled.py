@@ -68,7 +68,12 @@ class SoftTargets:
         hard = F.cross_entropy(scores, batch["labels"], reduction="none", label_smoothing=smoothing)
         hard = hard * batch["labelled"]
         nll = with_hard_targets(hard, soft, self.weight).sum()
-        sums = {"nll": nll.detach(), "soft": soft.detach().sum(), "hard": hard.detach().sum(), **counts}
+        sums: dict[str, Tensor | float] = {
+            "nll": nll.detach(),
+            "soft": soft.detach().sum(),
+            "hard": hard.detach().sum(),
+            **counts,
+        }
         return nll / max((totals or counts)["targets"], 1), sums
 
 
@@ -83,7 +88,7 @@ def taught(
         InputError: a teacher of another task or of other classes; unlabelled texts that cannot be read.
     """
     extra = [] if recipe.unlabelled is None else read_texts(recipe.unlabelled, data)
-    everything = LabelledData([*train.texts, *extra], [*train.labels, *[0] * len(extra)], train.label_names)  # type: ignore[list-item]
+    everything = LabelledData([*train.texts, *extra], [*train.labels, *[0] * len(extra)], train.label_names)
     logits = [teacher_scores(name, everything) for name in recipe.teachers]
     soft = soft_targets(logits, recipe.temperature, recipe.mean, recipe.weights)
     examples = objective.encode(everything, tokenizer)
