@@ -213,9 +213,9 @@ def test_a_killed_run_ends_where_an_undisturbed_one_does(tmp_path):
         "model": str(directory),
         "data": {"train": str(data), "dev": 0.3},
         "objective": {"teachers": [str(directory)], "on_policy": {"share": 0.5, "longest": 4}, "divergence": "reverse"},
-        "training": {"steps": 5, "batch": 4, "schedule": {"name": "constant"}},
+        "training": {"batch": 4, "schedule": {"name": "constant"}},
     }
-    recipe = build_recipe(DistillationRecipe, "distill/tiny", given, ["training.epochs=null"])
+    recipe = build_recipe(DistillationRecipe, "distill/tiny", given, ["training.steps=5", "training.epochs=null"])
 
     class Interrupted(Silent):
         def step(self, step, values):
