@@ -97,7 +97,7 @@ def encode(dialogues: Sequence[Dialogue], renderer: Renderer, reading: Reading, 
             else:
                 dropped += 1
             continue
-        for sample in _samples(dialogue, renderer):
+        for sample in samples_of(dialogue, renderer):
             room = reading.longest - len(sample.prompt)
             cut += len(sample.response) > room
             if room > 0:
@@ -109,7 +109,8 @@ def encode(dialogues: Sequence[Dialogue], renderer: Renderer, reading: Reading, 
     return Encoded(examples, cut, dropped)
 
 
-def _samples(dialogue: Dialogue, renderer: Renderer) -> list[Sample]:
+def samples_of(dialogue: Dialogue, renderer: Renderer) -> list[Sample]:
+    """Return each time that the assistant speaks as a sample of its own."""
     if dialogue.messages is not None:
         return renderer.turns(dialogue.messages)
     return [renderer.sample(dialogue.prompt, dialogue.response)]
@@ -139,7 +140,7 @@ def tune(
     """
     prepare_processor()
     shown, data = display or Silent(), recipe.data
-    parts = read_parts(data.train, data.dev, lambda path: read_dialogues(path, data), _key)
+    parts = read_parts(data.train, data.dev, lambda path: read_dialogues(path, data), key_of_dialogue)
     with workplace(out, recipe) as workers:
         pupil = load_pupil(recipe, workers.device)
         reading, loss_on = pupil.reading, recipe.objective.loss_on
@@ -193,7 +194,8 @@ def tune(
         return outcome, results
 
 
-def _key(dialogue: Dialogue) -> str:
+def key_of_dialogue(dialogue: Dialogue) -> str:
+    """Return what a dialogue asks, by which held-out ones are told apart."""
     if dialogue.messages is None:
         return key_of(dialogue.prompt)
     return key_of(list(takewhile(lambda message: message["role"] != "assistant", dialogue.messages)))

@@ -18,6 +18,7 @@ VERBS = {
     "pretrain": ("stemma.cli.pretrain", "pretrain", LEARN),
     "finetune": ("stemma.cli.finetune", "finetune", LEARN),
     "align": ("stemma.cli.align", "app", LEARN),
+    "distill": ("stemma.cli.distill", "app", LEARN),
     "generate": ("stemma.cli.generate", "generate", USE),
     "chat": ("stemma.cli.chat", "chat", USE),
     "serve": ("stemma.cli.serve", "serve", USE),

@@ -26,14 +26,20 @@ def in_batches(
     return results
 
 
-@torch.inference_mode()
 def mean_loss(model: Any, objective: Any, examples: Sequence[Any], batch: int = 64) -> float:
     """Return the objective's loss of a target, the mean over all examples."""
-    nll = targets = 0.0
+    return means_of_loss(model, objective, examples, batch)["nll"]
+
+
+@torch.inference_mode()
+def means_of_loss(model: Any, objective: Any, examples: Sequence[Any], batch: int = 64) -> dict[str, float]:
+    """Return what the objective's loss reports (`nll` and others) of a target, the means over all examples."""
+    totals: dict[str, float] = {"targets": 0.0}
     for _, collated in _batches(model, objective, examples, batch):
-        sums = objective.loss(model, collated)[1]
-        nll, targets = nll + float(sums["nll"]), targets + float(sums["targets"])
-    return nll / max(targets, 1)
+        for name, value in objective.loss(model, collated)[1].items():
+            totals[name] = totals.get(name, 0.0) + float(value)
+    targets = totals.pop("targets")
+    return {name: total / max(targets, 1) for name, total in totals.items()}
 
 
 def _batches(

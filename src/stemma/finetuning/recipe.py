@@ -3,15 +3,16 @@
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
+from stemma.layers.ensembles import Mean
 from stemma.training.recipe import RunRecipe, Section
 from stemma.training.recipe_source import RecipeSource
 
 # Sections that decide the resulting weights.
-DECISIVE = ("model", "initialize", "lora", "task", "data", "training", "seed")
+DECISIVE = ("model", "initialize", "lora", "task", "distillation", "data", "training", "seed")
 
 # The published settings (Devlin et al. 2018, appendix A.3; Radford et al. 2018, section 4.1; Raffel et al. 2020,
 # section 3.1; google-research/adversarial_text; THUDM/GLM's config_tasks; Vaswani et al. 2017, sections 5 and 6.1, at a
@@ -190,12 +191,38 @@ class LoRARecipe(Section):
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
 
 
+class SoftTargetRecipe(Section):
+    """Teachers of a classifier (see `distilled.SoftTargets`).
+
+    Args:
+        teachers: directories of fine-tuned classifiers.
+        mean: of several (see `ensembles.soft_targets`), with `weights`.
+        temperature: of teachers and student in training. weight: of the soft targets; the labels have the rest.
+        unlabelled: a table of further texts, in the same columns, that only the teachers have an opinion on.
+    """
+
+    teachers: tuple[str, ...] = Field(min_length=1)
+    mean: Mean = "arithmetic"
+    weights: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    temperature: float = Field(default=2.0, gt=0)
+    weight: float = Field(default=0.9, ge=0, le=1)
+    unlabelled: str | None = None
+
+    @model_validator(mode="after")
+    def _a_weight_each(self) -> "SoftTargetRecipe":
+        if self.weights is not None and len(self.weights) != len(self.teachers):
+            raise ValueError(f"{len(self.weights)} weights for {len(self.teachers)} teachers, expected one each")
+        return self
+
+
 class FineTuningRecipe(RunRecipe):
-    """A whole recipe. `model` is a checkpoint directory or hub id. lora: null: all weights are trained."""
+    """A whole recipe. `model` is a checkpoint directory or hub id. lora: null: all weights are trained. distillation:
+    null: the labels alone teach."""
 
     model: str
     lora: LoRARecipe | None = None
     task: TaskRecipe = TaskRecipe()
+    distillation: SoftTargetRecipe | None = None
     data: DataRecipe
     initialize: bool = False
     """Forget the weights and begin with random ones: what pretraining is compared against."""

@@ -20,6 +20,7 @@ from stemma.families.directory import resolve
 from stemma.files import write_whole
 from stemma.finetuning.adapted import adapt
 from stemma.finetuning.checkpoint import TaskDescription, load_finetuned, save_finetuned, shape_of_head
+from stemma.finetuning.distilled import taught
 from stemma.finetuning.heads import WithHead
 from stemma.finetuning.measuring import majority, measure, signatures
 from stemma.finetuning.objectives import formulation_of, objective_of, smoothed, with_label_gain
@@ -94,20 +95,26 @@ def finetune(
     with locked(out):
         # What cannot be trained or measured leaves the directory for the corrected command.
         model, tokenizer, objective, description = build(recipe, splits.train)
-        train, dev = objective.encode(splits.train, tokenizer), objective.encode(splits.dev, tokenizer)
+        dev = objective.encode(splits.dev, tokenizer)
         _require_metric(model, tokenizer, objective, recipe, splits.dev)
+        content = digest([json.dumps([splits.train.texts, splits.train.labels])])
+        learned: Any = objective
+        if recipe.distillation is None:
+            train = objective.encode(splits.train, tokenizer)
+        else:
+            learned, train, said = taught(recipe.distillation, recipe.data, splits.train, objective, tokenizer)
+            content = digest([content, said])
         saved = claim(out, recipe, overwrite=overwrite, say=shown.say, read=read_recipe, decisive=DECISIVE)
         for line in _summary(recipe, splits, model, description):
             shown.say(line)
         lengths = [len(example["tokens"]) for example in train]
         batch = recipe.training.batch
-        content = digest([json.dumps([splits.train.texts, splits.train.labels])])
         sequences = ShuffledByLength(train, lengths, batch, recipe.seed, content)
         updates = recipe.training.steps or -(-round((recipe.training.epochs or 0) * len(train)) // batch)
         metric = recipe.task.metric
         task = Task(
             model,
-            objective,
+            learned,
             sequences,
             length=max(round(sum(lengths) / len(lengths)), 1),
             steps=max(updates, 1),
@@ -172,6 +179,8 @@ def build(recipe: FineTuningRecipe, train: LabelledData) -> tuple[Any, Tokenizer
     )
     objective = objective_of(model, tokenizer, description, language_model=task.language_model)
     objective = smoothed(objective, description, task.label_smoothing)
+    if recipe.distillation is not None and (task.kind != "classification" or task.label_gain):
+        raise InputError("distillation: teachers give the probabilities of classes; expected task.kind=classification")
     if task.label_gain:
         objective = with_label_gain(objective, model, description)
     if formulation == "head":
@@ -248,6 +257,13 @@ def _summary(recipe: FineTuningRecipe, splits: Splits, model: Any, task: TaskDes
         repeated = leakage(splits.train, part) if part is not None else 0
         if repeated:
             lines.append(f"leakage    {repeated:,} texts of {name} stand in train word for word")
+    if (soft := recipe.distillation) is not None:
+        several = f"{soft.mean} mean of " if len(soft.teachers) > 1 else ""
+        more = "" if soft.unlabelled is None else f"; {soft.unlabelled} without labels"
+        lines.append(
+            f"teachers   {several}{', '.join(soft.teachers)}: temperature {soft.temperature:g}, weight "
+            f"{soft.weight:g} beside the labels{more}"
+        )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     adapters = f" ({trained:,} trained: LoRA of rank {recipe.lora.rank})" if recipe.lora is not None else ""

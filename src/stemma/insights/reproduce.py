@@ -19,16 +19,21 @@ from stemma.insights import (
     data_efficient,
     distillation_token,
     encoder_decoder_parameters,
+    ensemble_in_one,
     facts_in_parameters,
+    few_labels,
     glm_competitive,
     glm_positions,
     glm_shuffling,
     kl_reward_frontier,
     lineage,
+    missing_digit,
     mixture_of_experts,
     ptx_alignment_tax,
     rolling_cache,
     sliding_window,
+    soft_targets,
+    specialists,
 )
 from stemma.insights.arms import ARMS, Scale
 from stemma.insights.claims import Claim, Comparison, Decision
@@ -58,6 +63,11 @@ CLAIMS: dict[str, Claim] = {
         alignment_beats_size,
         kl_reward_frontier,
         ptx_alignment_tax,
+        soft_targets,
+        missing_digit,
+        few_labels,
+        ensemble_in_one,
+        specialists,
     )
 }
 VERDICT, REPORT = "verdict.json", "report.html"

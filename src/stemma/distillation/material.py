@@ -1,0 +1,109 @@
+"""What a student reads while it is taught: demonstrations, or whole texts in pieces.
+
+An item has `tokens`, int64 [length], and `prompt`, how many of them are not learned.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from json import dumps
+from typing import Any
+
+import numpy as np
+
+from stemma.alignment.conversations import Renderer
+from stemma.alignment.dialogues import Dialogue, read_dialogues, read_parts
+from stemma.alignment.reading import CausalReading, Reading
+from stemma.alignment.sft import key_of_dialogue, samples_of
+from stemma.data.content_hashes import digest
+from stemma.data.corpora import CorpusSource
+from stemma.data.shards import prepare
+from stemma.data.tokenized_corpus import TokenizedSplit
+from stemma.data.tokenizers import Tokenizer
+from stemma.distillation.recipe import TransferRecipe
+from stemma.errors import InputError
+from stemma.files import cache_directory
+from stemma.training.objective import Display
+
+Item = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Material:
+    """Items to learn from, with their lengths, and held-out ones; a hash of the former; what they are, in a line."""
+
+    learned: Sequence[Item]
+    lengths: Sequence[int]
+    held_out: Sequence[Item]
+    fingerprint: str
+    summary: str
+
+
+class Pieces(Sequence[Item]):
+    """The documents of a corpus, each cut into pieces of at most `longest` tokens, of which the first is a prompt."""
+
+    def __init__(self, split: TokenizedSplit, longest: int) -> None:
+        self.split = split
+        self._bounds = [
+            (start, min(start + longest, stop))
+            for begin, stop in map(split.bounds, range(split.documents))
+            for start in range(begin, stop - 1, longest)
+            if min(start + longest, stop) - start > 1
+        ]
+        self.lengths = [stop - start for start, stop in self._bounds]
+
+    def __len__(self) -> int:
+        return len(self._bounds)
+
+    def __getitem__(self, index: Any) -> Any:
+        start, stop = self._bounds[index]
+        return {"tokens": np.asarray(self.split.tokens[start:stop], np.int64), "prompt": 1}
+
+    def __iter__(self) -> Iterator[Item]:
+        return (self[index] for index in range(len(self)))
+
+
+def read_material(
+    data: TransferRecipe, tokenizer: Tokenizer, reading: Reading, renderer: Renderer, shown: Display
+) -> Material:
+    """Read what a recipe names.
+
+    Raises:
+        InputError: no such data, nothing in it to learn, or whole texts for a model that reads a prompt by itself.
+    """
+    if data.text is not None:
+        return _texts(data, tokenizer, reading, shown)
+    parts = read_parts(data.train, data.dev, lambda path: read_dialogues(path, data), key_of_dialogue)
+    learned, held_out = (_items(part, renderer, reading) for part in parts)
+    fingerprint = digest([dumps([asdict(dialogue) for dialogue in parts[0]])])
+    words = sum(len(item["tokens"]) - item["prompt"] for item in learned)
+    texts = f"{len(learned):,} responses to learn from, {len(held_out):,} held out; {words:,} tokens are learned"
+    lengths = [len(item["tokens"]) for item in learned]
+    return Material(learned, lengths, held_out, fingerprint, f"data       {data.train}: {texts}")
+
+
+def _items(dialogues: Sequence[Dialogue], renderer: Renderer, reading: Reading) -> list[Item]:
+    items = []
+    for dialogue in dialogues:
+        for sample in samples_of(dialogue, renderer):
+            prompt = list(sample.prompt)
+            if not prompt and isinstance(reading, CausalReading):
+                prompt = [reading.first]
+            room = reading.longest - len(prompt)
+            if room > 0:
+                items.append({"tokens": np.array([*prompt, *sample.response[:room]], np.int64), "prompt": len(prompt)})
+    if not items:
+        raise InputError(f"no response begins within the first {reading.longest} tokens (data.longest)")
+    return items
+
+
+def _texts(data: TransferRecipe, tokenizer: Tokenizer, reading: Reading, shown: Display) -> Material:
+    if not isinstance(reading, CausalReading):
+        raise InputError("data.text: whole texts teach GPT, Mistral and Mixtral; expected prompts and responses")
+    source = CorpusSource(data.train, data.text or "text", data.documents, data.dev)
+    with shown.preparing() as report:
+        corpus = prepare(source, tokenizer, cache_directory(), report)
+    learned, held_out = Pieces(corpus.train, reading.longest), Pieces(corpus.held_out, reading.longest)
+    if not learned or not held_out:
+        raise InputError(f"{data.train}: too little text to learn from and to hold out of (data.dev)")
+    line = f"data       {data.train}: {corpus.summary}; {len(learned):,} pieces of {reading.longest:,} tokens at most"
+    return Material(learned, learned.lengths, held_out, corpus.train.fingerprint, line)

@@ -1,0 +1,94 @@
+"""Language models that teach: what they read, and what they think of each token."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stemma import families
+from stemma.alignment.reading import IGNORED, Reading, Sample, reading_of
+from stemma.data.tokenizers import Tokenizer, load_tokenizer
+from stemma.errors import InputError
+from stemma.families.directory import resolve
+from stemma.layers.linear import linear
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A language model whose tokens are those of its student, perhaps in another order.
+
+    Args:
+        reading: how it reads. weight: its output matrix, rows in the student's order, float [vocabulary, hidden].
+        order: its id for each of the student's, int64 [vocabulary]; None: the same.
+    """
+
+    model: Any
+    reading: Reading
+    weight: Tensor
+    order: Tensor | None = None
+
+    def frame(self, sample: Sample) -> dict[str, Any]:
+        """Return the example that it reads of a sample in the student's ids (see `Reading.frame`)."""
+        if self.order is None:
+            return self.reading.frame(sample)
+        ids = self.order.numpy()
+        return self.reading.frame(Sample(ids[list(sample.prompt)].tolist(), ids[list(sample.response)].tolist()))
+
+    @torch.no_grad()
+    def states(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return its last states at the places that choose a token, float [tokens, hidden]."""
+        places = batch["places"][batch["targets"] != IGNORED]
+        return self.reading.states(self.model, {**batch, "places": places})
+
+    @torch.no_grad()
+    def logits(self, states: Tensor) -> Tensor:
+        """Return the logits at such states, float [tokens, vocabulary], in the student's order."""
+        return linear(states, self.weight.to(states.dtype))
+
+
+def load_teachers(names: Sequence[str], tokenizer: Tokenizer, reading: Reading, device: Any = None) -> list[Teacher]:
+    """Load the teachers of a student.
+
+    Args:
+        tokenizer, reading: of the student.
+    Raises:
+        InputError: no such model, one of another vocabulary, or one that writes no text.
+    """
+    return [_load(name, tokenizer, reading, device) for name in names]
+
+
+def _load(name: str, tokenizer: Tokenizer, reading: Reading, device: Any) -> Teacher:
+    directory = resolve(name)
+    model: Any = families.load(directory, dtype=torch.float32, device=device)
+    own = load_tokenizer(directory)
+    order = order_of(own, tokenizer, name)
+    read = reading_of(model, own, reading.longest, packing=getattr(reading, "packing", True))
+    if read.longest < reading.longest:
+        raise InputError(
+            f"objective.teachers: {name} reads {read.longest} tokens at most; expected data.longest={read.longest}"
+        )
+    model.requires_grad_(False)
+    weight = model.output_weight.detach()
+    weight = weight[: tokenizer.vocabulary] if order is None else weight[order.to(weight.device)]
+    return Teacher(model.eval(), read, weight, order)
+
+
+def order_of(teacher: Tokenizer, student: Tokenizer, name: str) -> Tensor | None:
+    """Return the teacher's id of each of the student's tokens, int64 [vocabulary]; None where they are the same.
+
+    Raises:
+        InputError: a token that only one of the two has.
+    """
+    theirs = {teacher.token(index): index for index in range(teacher.vocabulary)}
+    ours = [student.token(index) for index in range(student.vocabulary)]
+    advice = "expected the student's vocabulary; with another one, let it write: stemma distill sequences"
+    for index, token in enumerate(ours):
+        if token not in theirs:
+            raise InputError(f"objective.teachers: {name} has no token {token!r} (the student's {index}); {advice}")
+    if len(theirs) > len(ours):
+        more = next(token for token in theirs if token not in set(ours))
+        raise InputError(f"objective.teachers: {name} has a token {more!r} that the student has not; {advice}")
+    order = [theirs[token] for token in ours]
+    return None if order == list(range(len(order))) else torch.tensor(order)
