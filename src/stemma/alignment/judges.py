@@ -67,6 +67,7 @@ def judge_by_endpoint(url: str, model: str, key: str | None = None) -> Judge:
     Args:
         url: of the endpoint, up to "/v1". key: default: the environment's OPENAI_API_KEY, if there is one.
     """
+
     def ask(first: Episode, second: Episode) -> float:
         text = QUESTION.format(prompt=_in_words(first.prompt), first=first.response, second=second.response)
         said = _complete(url, model, key, text)

@@ -76,9 +76,7 @@ def encode_pairs(tokenizer: "Tokenizer", pairs: Sequence[tuple[str, str]]) -> li
 
 
 @torch.inference_mode()
-def score_continuations(
-    model: Any, pairs: Sequence[Pair], *, memory: int = CACHE_BYTES
-) -> list[ScoredContinuation]:
+def score_continuations(model: Any, pairs: Sequence[Pair], *, memory: int = CACHE_BYTES) -> list[ScoredContinuation]:
     """Score continuations of at least one token after contexts of at least one; equal pairs are computed once.
 
     Of what is longer than the model reads, the end is kept, the continuation always whole.
@@ -100,7 +98,9 @@ def score_continuations(
         _read(model, cache, [(trunk, shared)])
     for batch in _batches(cache, contexts, branches, len(shared)):
         stems = [cache.fork(trunk) for _ in batch]
-        ends = _read(model, cache, [(stem, context[len(shared) :]) for stem, (context, _) in zip(stems, batch, strict=True)])
+        ends = _read(
+            model, cache, [(stem, context[len(shared) :]) for stem, (context, _) in zip(stems, batch, strict=True)]
+        )
         twigs = [(stem, after) for stem, (_, own) in zip(stems, batch, strict=True) for after in own]
         leaves = [(cache.fork(stem), after[:-1]) for stem, after in twigs]
         states = _read(model, cache, leaves)

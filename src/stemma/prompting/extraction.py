@@ -20,9 +20,7 @@ RULES = ("robust", "published")
 TRIGGER = "The answer is"  # of solved examples with their reasoning
 
 # A minus only where nothing stands before it that it would be taken from; commas only between thousands.
-_NUMBER = re.compile(
-    r"(?:(?<![\w)])-\$?)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?:(?<![\w)])-)?\.\d+", re.ASCII
-)
+_NUMBER = re.compile(r"(?:(?<![\w)])-\$?)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?:(?<![\w)])-)?\.\d+", re.ASCII)
 _FRACTION = re.compile(r"(-?\d+)\s*/\s*(\d+)", re.ASCII)
 _LOOSE_NUMBER = re.compile(r"-?\d+\.?\d*", re.ASCII)
 _YES, _NO = {"yes", "true"}, {"no", "false"}

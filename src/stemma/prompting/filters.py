@@ -23,7 +23,7 @@ def filtered(texts: Sequence[str], steps: Sequence[Filter]) -> list[str]:
         elif step.function == "lowercase":
             found = [text.lower() for text in found]
         else:
-            found = [text.lstrip() for text in found]
+            found = [text.strip() for text in found]
     return found
 
 

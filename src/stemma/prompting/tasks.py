@@ -55,7 +55,9 @@ def load_task(path: Path, *, most: int | None = None, examples: bool = True) -> 
     """
     file = read_task_file(path)
     reader = _Templates(file)
-    questions = [reader.question(row, f"{file.split}-{number}", number) for number, row in _rows(path, file, file.split, most)]
+    questions = [
+        reader.question(row, f"{file.split}-{number}", number) for number, row in _rows(path, file, file.split, most)
+    ]
     if not questions:
         raise InputError(f"{path}: the split {file.split} has no questions")
     return Task(file, questions, _examples(path, file, reader) if examples else ())
