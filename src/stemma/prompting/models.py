@@ -25,7 +25,8 @@ class Score:
     """A continuation after its context.
 
     Args:
-        log_probability: of all its tokens, natural. is_greedy: each is the likeliest; None: nobody knows. merged: see `scoring.EncodedPair`. read: tokens of both.
+        log_probability: of all its tokens, natural. is_greedy: each is the likeliest; None: nobody knows.
+        merged: see `scoring.EncodedPair`. read: tokens of both.
     """
 
     log_probability: float
@@ -90,7 +91,7 @@ class LocalModel:
     def __init__(self, model: Any, tokenizer: Tokenizer) -> None:
         self.model, self.tokenizer = model, tokenizer
         self._context: int | None = getattr(model.config, "context", None)
-        self.fingerprint = f"{type(model).__name__} {_weights(model)} {tokenizer.fingerprint()}"
+        self.fingerprint = f"{type(model).__name__} {_weights(model)} {tokenizer.fingerprint[:16]}"
         self._engine: Engine | None = None
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
@@ -105,7 +106,7 @@ class LocalModel:
             if not way.exact:
                 raise InputError(f"a {type(self.model).__name__} gives no probability of a text: {way.note}")
             texts = way.log_probabilities([[*pair.context, *pair.continuation] for pair in encoded])
-            rows = [(row[-len(pair.continuation) :], None) for row, pair in zip(texts, encoded, strict=True)]
+            rows = [(row[-len(pair.continuation) :].tolist(), None) for row, pair in zip(texts, encoded, strict=True)]
         return [
             Score(float(sum(row)), len(row), greedy, pair.merged, len(pair.context) + len(row))
             for (row, greedy), pair in zip(rows, encoded, strict=True)

@@ -27,7 +27,7 @@ class Generation(_Strict):
     do_sample: bool = False
     temperature: float = 0.0
     top_p: float | None = None
-    max_gen_toks: int = Field(256, ge=1)
+    max_gen_toks: int = Field(default=256, ge=1)
 
 
 class Filter(_Strict):
@@ -85,9 +85,9 @@ class Ours(_Strict):
     reasoning: str | None = None
     trigger: str = "Let's think step by step."
     answer_trigger: str | None = None
-    reasoning_tokens: int = Field(128, ge=1)
-    answer_tokens: int = Field(32, ge=1)
-    vote_temperature: float = Field(0.7, gt=0)
+    reasoning_tokens: int = Field(default=128, ge=1)
+    answer_tokens: int = Field(default=32, ge=1)
+    vote_temperature: float = Field(default=0.7, gt=0)
     vote_top_k: int | None = None
     unconditional: str = "Answer:"
 

@@ -119,7 +119,9 @@ class _Templates:
         except ImportError:
             raise InputError("task files need Jinja: pip install jinja2") from None
         self._environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-        self._environment.filters["regex_replace"] = lambda text, pattern, by, count=0: re.sub(pattern, by, text, count)
+        self._environment.filters["regex_replace"] = lambda text, pattern, by, count=0: re.sub(
+            pattern, by, text, count=count
+        )
         self._error = jinja2.TemplateError
         self._compiled: dict[str, Callable[[Row], str]] = {}
 
