@@ -44,18 +44,13 @@ def evaluate_task(
         return
     console = Console(highlight=False)
     table = Table(title=f"{model} on {found.task}: {found.questions:,} questions", title_justify="left")
-    heads = [
-        ("metric", "left"),
-        ("mean", "right"),
-        ("standard error", "right"),
-        *((cost, "right") for cost in found.costs),
-    ]
-    for head, justify in heads:
-        table.add_column(head, justify=justify)  # type: ignore[arg-type]
-    costs = [f"{value:.4g}" for value in found.costs.values()]
+    for head in ("metric", "mean", "standard error", "tokens a question"):
+        table.add_column(head, justify="left" if head == "metric" else "right")
+    tokens = found.costs["prompt tokens"] + found.costs.get("written tokens", 0)
     for metric, share in found.metrics.items():
-        table.add_row(metric, f"{share.mean:.4f}", f"{share.error:.4f}", *costs)
+        table.add_row(metric, f"{share.mean:.4f}", f"{share.error:.4f}", f"{tokens:,.1f}")
     console.print(table)
+    console.print("means: " + ", ".join(f"{cost} {value:.4g}" for cost, value in found.costs.items()), soft_wrap=True)
     if out is not None:
         console.print(f"records: {out / 'records.jsonl'}", markup=False, soft_wrap=True)
 
