@@ -8,6 +8,10 @@ import sys
 import pytest
 import torch
 
+from stemma.prompting import evaluating as prompting
+from stemma.prompting.models import Endpoint, LocalModel
+from stemma.prompting.tasks import load_task
+
 QUESTIONS = [
     ("the quick brown", ["fox", "dog", "sing"], 0),
     ("the lazy", ["dog", "fox jumps", "over"], 0),
@@ -55,6 +59,14 @@ def test_completions_are_scored_and_written(server, folder, model, tokenizer):
     from stemma.inference.generate import generate
 
     samples = evaluate(server, folder, "local-completions", "/v1/completions", "--tasks", "foxchoice,foxwriting")
+    for asked in (LocalModel(model, tokenizer), Endpoint(f"{server.url}/v1", "small")):
+        ours = prompting.evaluate(asked, load_task(folder / "choice.yaml"))
+        theirs = [[float(score) for ((score, _),) in row["resps"]] for row in samples["foxchoice"]]
+        assert [[option["log_probability"] for option in record["options"]] for record in ours.records] == [
+            pytest.approx(scores, abs=1e-4) for scores in theirs
+        ]
+        for metric in ("acc", "acc_norm"):
+            assert ours.metrics[metric].mean == pytest.approx(sum(r[metric] for r in samples["foxchoice"]) / 3)
     for row, (context, choices, _) in zip(samples["foxchoice"], QUESTIONS, strict=True):
         for choice, ((score, is_greedy),) in zip(choices, row["resps"], strict=True):
             start, whole = tokenizer.encode(context), tokenizer.encode(f"{context} {choice}")

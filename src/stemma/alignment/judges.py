@@ -1,10 +1,6 @@
 """Who says which of two responses is better: a reward, or a language model behind an OpenAI-compatible endpoint."""
 
-import json
-import os
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +10,7 @@ import numpy as np
 from stemma.alignment.conversations import Prompt
 from stemma.alignment.rewards import Episode, Reward, scores_of
 from stemma.errors import InputError
+from stemma.inference.endpoint import ask_endpoint
 
 Pair = tuple[Episode, Episode]
 
@@ -34,7 +31,6 @@ Reply with one word: A, B, or tie."""
 
 _TIE, _ANSWER = re.compile(r"\btie\b", re.IGNORECASE), re.compile(r"\b[AB]\b")  # "A tie" is one
 _AT_ONCE = 8  # questions
-_SECONDS = 120
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,6 @@ def judge_by_endpoint(url: str, model: str, key: str | None = None) -> Judge:
     Args:
         url: of the endpoint, up to "/v1". key: default: the environment's OPENAI_API_KEY, if there is one.
     """
-    key = key or os.environ.get("OPENAI_API_KEY")
 
     def ask(first: Episode, second: Episode) -> float:
         text = QUESTION.format(prompt=_in_words(first.prompt), first=first.response, second=second.response)
@@ -99,14 +94,8 @@ def _in_words(prompt: Prompt) -> str:
 
 def _complete(url: str, model: str, key: str | None, text: str) -> str:
     content = {"model": model, "messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": 8}
-    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
-    request = urllib.request.Request(f"{url.rstrip('/')}/chat/completions", json.dumps(content).encode(), headers)
+    answer = ask_endpoint(url, "chat/completions", content, key=key, who="judge")
     try:
-        with urllib.request.urlopen(request, timeout=_SECONDS) as answer:
-            return str(json.load(answer)["choices"][0]["message"]["content"])
-    except urllib.error.HTTPError as error:
-        raise InputError(
-            f"{url}: the judge answered {error.code}: {error.read()[:200].decode(errors='replace')}"
-        ) from error
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        return str(answer["choices"][0]["message"]["content"])
+    except (LookupError, TypeError) as error:
         raise InputError(f"{url}: no answer of a judge ({error}), expected an OpenAI-compatible endpoint") from error

@@ -26,6 +26,7 @@ OF_TASK: dict[str, Any] = {
 _WORDS = "Of word vectors"
 _TEXT, _TASK = "Of a language model", "Of a fine-tuned model"
 _PREFERENCE = "Of preference (--task preference)"
+_PROMPTED = "Of a task that stands in a prompt (--task FILE)"
 
 
 def evaluate(
@@ -100,8 +101,39 @@ def evaluate(
         int, typer.Option(min=1, help="Use the first so many words.", rich_help_panel=_WORDS)
     ] = 300_000,
     task: Annotated[
-        str | None, typer.Option(help="preference: which model's responses are better.", rich_help_panel=_PREFERENCE)
+        str | None,
+        typer.Option(
+            help="preference: which model's responses are better; or a task file in lm-evaluation-harness's YAML.",
+            rich_help_panel=_PREFERENCE,
+        ),
     ] = None,
+    shots: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Solved examples in each prompt.", show_default="the file's", rich_help_panel=_PROMPTED
+        ),
+    ] = None,
+    reasoning: Annotated[
+        str,
+        typer.Option(
+            help="direct, few-shot, zero-shot (chain of thought) or least-to-most.", rich_help_panel=_PROMPTED
+        ),
+    ] = "direct",
+    votes: Annotated[
+        int, typer.Option(min=1, help="Answers that are drawn; the commonest counts.", rich_help_panel=_PROMPTED)
+    ] = 1,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder for results.json and records.jsonl; the same command goes on with it.",
+            rich_help_panel=_PROMPTED,
+        ),
+    ] = None,
+    name: Annotated[
+        str, typer.Option(help="Of a MODEL that is an endpoint's URL: its name there.", rich_help_panel=_PROMPTED)
+    ] = "model",
     against: Annotated[
         str,
         typer.Option(
@@ -124,9 +156,11 @@ def evaluate(
         float, typer.Option(min=0, help="Of the responses; 0: the likeliest tokens.", rich_help_panel=_PREFERENCE)
     ] = 1.0,
     most: Annotated[
-        int | None, typer.Option(min=1, help="Use the first so many prompts.", rich_help_panel=_PREFERENCE)
+        int | None, typer.Option(min=1, help="Use the first so many prompts or questions.", rich_help_panel=_PREFERENCE)
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the responses.", rich_help_panel=_PREFERENCE)] = 1,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of responses, and of the draw of solved examples.", rich_help_panel=_PREFERENCE)
+    ] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")] = False,
 ) -> None:
@@ -136,26 +170,34 @@ def evaluate(
     Of a text: loss, perplexity, and bits per byte, which can be compared between tokenizers. Every token of every
     document is scored once, with at least a quarter of a window of context where there is one. Of labelled examples:
     the metrics of the model's task. Of word vectors: analogies and the similarity of words. Of preference: how often
-    the model's responses to the prompts of CORPUS are better than another's. Of images (digits, a folder for each
+    the model's responses to the prompts of CORPUS are better than another's. Of a task file: how well the model does a
+    task that stands in its prompt, with solved examples or none; MODEL may be an OpenAI-compatible endpoint's URL. Of
+    images (digits, a folder for each
     class, MNIST's or CIFAR's files, hf:owner/name): the accuracy of each head and of both.
 
     Examples: [bold]stemma evaluate runs/tiny my-book.txt[/bold],
     [bold]stemma evaluate runs/finetune-bert/best test.csv --text sentence --predictions said.csv[/bold],
     [bold]stemma evaluate runs/de-en test.de,test.en[/bold],
     [bold]stemma evaluate vectors.bin --analogies questions-words.txt --similarity wordsim353.tsv[/bold],
-    [bold]stemma evaluate runs/ppo prompts.jsonl --task preference --against runs/sft --judge runs/reward[/bold]
+    [bold]stemma evaluate runs/ppo prompts.jsonl --task preference --against runs/sft --judge runs/reward[/bold],
+    [bold]stemma evaluate runs/book --task sums.yaml --shots 8 --reasoning few-shot --votes 40 --out runs/sums[/bold]
     """
     if analogies or similarity:
         from stemma.cli.vectors import evaluate_vectors
 
         evaluate_vectors(model, analogies or [], similarity or [], restrict, as_json)
         return
+    if task is not None and Path(task).suffix in (".yaml", ".yml"):
+        from stemma.cli.prompting import evaluate_task
+
+        evaluate_task(model, name, Path(task), shots, reasoning, votes, most, seed, out, device, as_json)
+        return
     if task is not None or judge is not None:
         from stemma.cli.preference import evaluate_preference
         from stemma.errors import InputError, closest
 
         if task != "preference":
-            hint = closest(task or "", ["preference"]) or ", expected preference"
+            hint = closest(task or "", ["preference"]) or ", expected preference or a task file (.yaml)"
             raise InputError(f"--task {task}: no such evaluation{hint}")
         if judge is None:
             raise InputError("--task preference: who judges? Expected --judge too")
