@@ -69,7 +69,7 @@ def embed_tokens(
         raise InputError(f"pooling is '{pooling}', expected one of {', '.join(get_args(Pooling))}")
     if model.training:
         raise InputError("the model is in training mode, where dropout is random: call model.eval() first")
-    before, after = _frame(model, tokenizer)
+    before, after = frame_of(model, tokenizer)
     if pooling == "cls" and not before:
         raise InputError(f"a {type(model).__name__} has no [CLS] at the start: expected pooling mean or max")
     limit = min(size for size in (longest, getattr(model.config, "context", None), 1 << 60) if size is not None)
@@ -84,7 +84,7 @@ def embed_tokens(
     if empty is not None:
         raise InputError(f"text {empty + 1} is empty, and a {type(model).__name__} reads nothing beside it")
     vectors = np.zeros((len(rows), model.config.hidden), np.float32)
-    for numbers in _batches(rows, batch_tokens):
+    for numbers in by_length(rows, batch_tokens):
         states, real = _states(model, [rows[number] for number in numbers])
         pooled = _pooled(states.float(), real, pooling)
         vectors[numbers] = (torch.nn.functional.normalize(pooled) if normalize else pooled).cpu().numpy()
@@ -121,7 +121,7 @@ def sentence_settings(directory: Path) -> dict[str, Any]:
     return settings | ({"pooling": known[0]} if known else {})
 
 
-def _frame(model: Any, tokenizer: "Tokenizer") -> tuple[list[int], list[int]]:
+def frame_of(model: Any, tokenizer: "Tokenizer") -> tuple[list[int], list[int]]:
     """Return the special tokens before and after a text."""
     if isinstance(model, BERT):
         first, last, _ = frame_and_mask(tokenizer)
@@ -137,7 +137,7 @@ def _frame(model: Any, tokenizer: "Tokenizer") -> tuple[list[int], list[int]]:
     raise InputError(f"a {type(model).__name__} cannot embed texts: expected a {known}")
 
 
-def _batches(rows: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
+def by_length(rows: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
     """Yield the numbers of texts of about equal length, so that next to nothing is padded."""
     batch: list[int] = []
     for number in sorted(range(len(rows)), key=lambda number: len(rows[number])):
