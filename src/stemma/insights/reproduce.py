@@ -14,6 +14,7 @@ from typing import Any
 from stemma.errors import InputError
 from stemma.files import write_whole
 from stemma.insights import (
+    contextual_beats_lexical,
     contextual_vectors,
     data_efficient,
     distillation_token,
@@ -24,6 +25,7 @@ from stemma.insights import (
     glm_shuffling,
     lineage,
     mixture_of_experts,
+    pipeline_order,
     rolling_cache,
     sliding_window,
 )
@@ -50,6 +52,8 @@ CLAIMS: dict[str, Claim] = {
         mixture_of_experts,
         lineage,
         contextual_vectors,
+        contextual_beats_lexical,
+        pipeline_order,
         distillation_token,
         data_efficient,
     )
