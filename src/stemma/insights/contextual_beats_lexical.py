@@ -67,8 +67,8 @@ CLAIM = Claim(
     varied="what a probe reads: a mix of all layers, or the embeddings alone",
     controlled="the pretrained model, the probe and its training, the words (names in functions of Python's library) "
     "and their labels (the role of a name in its expression, by Python's parser)",
-    decides="micro-F1 of a probe of all layers minus that of one of the embeddings; reproduced if the intervals of both "
-    "GPT and BERT lie above 0",
+    decides="micro-F1 of a probe of all layers minus that of one of the embeddings; reproduced if the intervals of "
+    "both GPT and BERT lie above 0",
     decide=decide,
     experiment=EXPERIMENT,
 )

@@ -84,8 +84,8 @@ CLAIM = Claim(
     name="pipeline-order",
     source='Tenney, Das and Pavlick 2019, "BERT Rediscovers the Classical NLP Pipeline", section 4',
     hypothesis="a BERT gains what it knows of syntax in lower layers than what it knows of reference",
-    varied="the labels of the same names in functions of Python's library: the role in the expression, or what the name "
-    "refers to (a parameter, a local, an import, ...)",
+    varied="the labels of the same names in functions of Python's library: the role in the expression, or what they "
+    "refer to (a parameter, a local, an import, ...)",
     controlled="the pretrained model, the words, the probes and their training",
     decides="expected layer of reference minus that of syntax, by the scores of probes of the layers up to each; "
     f"reproduced if its interval lies above 0; undecided where the layers gain less than {_LEAST} of F1",

@@ -216,7 +216,7 @@ class _Probing:
 
         expected = None
         if is_ordered(scores):
-            expected = _plain(over_examples(np.arange(upto.shape[1]), resampled))
+            expected = _plain(over_examples(range(upto.shape[1]), resampled))
         return {
             "each": [_plain(f1_interval(counts)) for counts in alone],
             "cumulative": [_plain(f1_interval(counts)) for counts in upto],

@@ -12,12 +12,14 @@ def count(said: np.ndarray, right: np.ndarray, sentence: np.ndarray, sentences: 
     """Return int64 [..., sentences, 3]: decisions that are rightly yes, wrongly yes and wrongly no.
 
     Args:
-        said: bool [..., targets, labels]. right: bool [targets, labels]. sentence: int64 [targets], of each target.
+        said: bool [..., targets, labels]. right: bool [targets, labels]. sentence: int64 [targets], of each target,
+            rising.
     """
     each = np.stack([(said & right).sum(-1), (said & ~right).sum(-1), (~said & right).sum(-1)], -1)
-    summed = np.zeros((*said.shape[:-2], sentences, 3), np.int64)
-    np.add.at(summed, (..., sentence, slice(None)), each)
-    return summed
+    upto = np.concatenate([np.zeros_like(each[..., :1, :]), each.cumsum(-2)], -2)
+    starts = np.searchsorted(sentence, np.arange(sentences + 1))
+    counts: np.ndarray = np.diff(upto[..., starts, :], axis=-2)
+    return counts
 
 
 def micro_f1(counts: np.ndarray) -> np.ndarray:
@@ -30,7 +32,7 @@ def micro_f1(counts: np.ndarray) -> np.ndarray:
 def f1_interval(counts: np.ndarray) -> Interval:
     """Return micro-F1 of int [sentences, 3] with its bootstrap interval over the sentences: the targets of one are not
     independent."""
-    return over_examples(np.arange(len(counts)), lambda drawn: micro_f1(counts[drawn.astype(np.int64)].sum(-2)))
+    return over_examples(range(len(counts)), lambda drawn: micro_f1(counts[drawn.astype(np.int64)].sum(-2)))
 
 
 def by_label(said: np.ndarray, right: np.ndarray, names: Sequence[str]) -> dict[str, dict[str, float]]:
