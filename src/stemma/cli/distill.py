@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from stemma.cli.align import AsJSON, Overrides, Overwrite, RecipeName, Template
+from stemma.cli.failures import failures
 
 app = typer.Typer(
     help="Teach small models by large ones, or one by many.\n\n"
@@ -50,7 +51,7 @@ def classifier(
 
     Example: [bold]stemma distill classifier runs/small --teacher runs/finetune-bert/best --train train.csv[/bold]
     """
-    from stemma.cli.align import _console, _display, _failures
+    from stemma.cli.align import _console, _display
     from stemma.cli.finetune import report
     from stemma.finetuning.recipe import build_recipe
     from stemma.finetuning.run import family_and_size, finetune, read_splits
@@ -68,7 +69,7 @@ def classifier(
     draft = build_recipe(given, overrides or [], family=family, parameters=parameters, examples=1 << 60)
     splits = read_splits(draft)
     recipe = build_recipe(given, overrides or [], family=family, parameters=parameters, examples=len(splits.train))
-    with _failures(console):
+    with failures(console):
         outcome, results = finetune(recipe, directory, splits=splits, overwrite=overwrite, display=_display(console))
     report(outcome, results, directory, console, as_json)
     if outcome.signal is not None:
@@ -116,7 +117,7 @@ def tokens(
     Example: [bold]stemma distill tokens runs/small --teacher runs/book --train my-book.txt --text text[/bold]
     """
     from stemma.alignment.recipe import SMALL_MODEL, build_recipe
-    from stemma.cli.align import _console, _display, _failures, _finish, _given
+    from stemma.cli.align import _console, _display, _finish, _given
     from stemma.distillation.distil import distil
     from stemma.distillation.recipe import DistillationRecipe
     from stemma.finetuning.run import family_and_size
@@ -135,7 +136,7 @@ def tokens(
     name = recipe_name or ("distill/tiny" if family_and_size(student)[1] < SMALL_MODEL else "distill/default")
     recipe = build_recipe(DistillationRecipe, name, given, overrides or [])
     directory, console = _directory(out, student), _console(as_json)
-    with _failures(console):
+    with failures(console):
         outcome, results = distil(recipe, directory, overwrite=overwrite, display=_display(console))
     _finish(outcome, results, directory, console, as_json, f"next: stemma generate {directory} --prompt ...")
 

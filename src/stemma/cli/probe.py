@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
+    from stemma.probing.edge_run import EdgeTask
     from stemma.probing.facts import Facts
 
 app = typer.Typer(
@@ -133,6 +134,120 @@ def facts(
         console.print(f"report: {out / 'report.html'}", highlight=False, soft_wrap=True)
     if as_json:
         print(json.dumps(several))
+
+
+@app.command()
+def edges(
+    model: Annotated[str, typer.Argument(help="Checkpoint directory or Hugging Face hub id.", metavar="MODEL")],
+    task: Annotated[
+        str,
+        typer.Option(
+            help="What the files hold: edges (the published JSON), dependencies or parts-of-speech (CoNLL-U), entities "
+            "(CoNLL columns), spans (JSON lines of characters); or, without files, python-roles and python-scopes."
+        ),
+    ] = "python-roles",
+    train: Annotated[Path | None, typer.Option(help="What the probes learn from.")] = None,
+    dev: Annotated[Path | None, typer.Option(help="What they are chosen by.")] = None,
+    test: Annotated[Path | None, typer.Option(help="What the scores are of.", show_default="the file of --dev")] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="An expression: only labels that it matches count (ARG[0-5A]|ARGM-.*).", show_default="all"),
+    ] = None,
+    baselines: Annotated[
+        bool, typer.Option(help="Also probe the last layer, the embeddings, a convolution, a random encoder.")
+    ] = True,
+    layers: Annotated[bool, typer.Option("--layers", help="Also probe each layer, and the layers up to it.")] = False,
+    control: Annotated[bool, typer.Option("--control", help="Also learn random labels: selectivity.")] = False,
+    code: Annotated[bool, typer.Option("--code", help="Also the minimum description length; trains ten more.")] = False,
+    epochs: Annotated[int, typer.Option(min=1, help="Most times that the training sentences are read.")] = 10,
+    learning_rate: Annotated[
+        float, typer.Option(help="Of Adam; published: 1e-4, with up to 250,000 updates.", min=0)
+    ] = 5e-4,
+    seed: Annotated[int, typer.Option(help="Of the probes, their batches and what is random.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for report.html, results.json and predictions.jsonl.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the results as JSON; the rest goes to stderr.")
+    ] = False,
+) -> None:
+    """Probe a frozen model's layers for labels of spans (edge probing): micro-F1 with intervals, by label, by layer.
+
+    The layers are computed once, and kept in the cache's folder.
+
+    Example: [bold]stemma probe edges runs/bert --task dependencies --train en.conllu --dev dev.conllu --layers[/bold]
+    """
+    import json
+    import shlex
+    import sys
+
+    from rich.console import Console
+
+    from stemma.cli.devices import device_named
+    from stemma.data.tokenizers import load_tokenizer
+    from stemma.errors import InputError
+    from stemma.families import load
+    from stemma.families.elmo.model import ELMo
+    from stemma.files import cache_directory, write_whole
+    from stemma.insights.edges_report import described, report_of, scores_table
+    from stemma.insights.report import rich_table, write_report
+    from stemma.probing.edge_run import Wanted, probe_edges
+    from stemma.probing.edge_training import ProbeTraining
+    from stemma.probing.edges import write_predictions
+    from stemma.training.hardware import prepare_processor
+    from stemma.training.progress import counting
+
+    if out is not None and out.is_file():
+        raise InputError(f"--out {out}: a file; expected a folder")
+    data = _edges(task, train, dev, test, labels)
+    prepare_processor()
+    console, progress = Console(stderr=as_json), Console(stderr=True)
+    read: Any = load(model, device=device_named(device))
+    tokenizer = None if isinstance(read, ELMo) else load_tokenizer(model)
+    found = probe_edges(
+        read,
+        tokenizer,
+        data,
+        ProbeTraining(epochs, learning_rate),
+        cache_directory(),
+        wanted=Wanted(baselines, layers, control, code),
+        seed=seed,
+        say=lambda message: progress.print(message, highlight=False, markup=False, soft_wrap=True),
+        progress=lambda what, total: counting(progress, what, total),
+    )
+    results = {"model": model, **found.results}
+    if not as_json:
+        console.print(rich_table(scores_table(results)))
+        console.print(described(results), highlight=False, markup=False, soft_wrap=True)
+    if out is not None:
+        with write_whole(out / "results.json") as temporary:
+            temporary.write_text(json.dumps(results) + "\n", encoding="utf-8")
+        scored = data.dev if data.test is None else data.test
+        write_predictions(out / "predictions.jsonl", scored, found.probabilities(scored))
+        write_report(report_of(results, shlex.join(["stemma", *sys.argv[1:]])), out / "report.html")
+        console.print(f"report: {out / 'report.html'}", highlight=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps(results))
+
+
+def _edges(task: str, train: Path | None, dev: Path | None, test: Path | None, labels: str | None) -> "EdgeTask":
+    from stemma.errors import InputError, closest
+    from stemma.probing.edge_run import EdgeTask
+    from stemma.probing.python_edges import PYTHON_TASKS, python_edges
+    from stemma.probing.spans import TASKS
+
+    if task in PYTHON_TASKS:
+        if train or dev or test:
+            raise InputError(f"--task {task}: needs no files; expected --task {', '.join(TASKS)} with --train")
+        return EdgeTask(task, **python_edges(PYTHON_TASKS[task]), scored=labels)
+    if task not in TASKS:
+        known = [*TASKS, *PYTHON_TASKS]
+        raise InputError(f"--task {task}{closest(task, known)}: expected one of {', '.join(known)}")
+    if train is None or dev is None:
+        raise InputError(f"--task {task}: expected --train and --dev with it")
+    read = TASKS[task]
+    return EdgeTask(f"{task} of {train.name}", read(train), read(dev), None if test is None else read(test), labels)
 
 
 def _labels(models: list[str]) -> list[str]:

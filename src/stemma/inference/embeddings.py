@@ -68,7 +68,7 @@ def embed_tokens(
         raise InputError(f"pooling is '{pooling}', expected one of {', '.join(get_args(Pooling))}")
     if model.training:
         raise InputError("the model is in training mode, where dropout is random: call model.eval() first")
-    before, after = _frame(model, tokenizer)
+    before, after = frame_of(model, tokenizer)
     if pooling == "cls" and not before:
         raise InputError(f"{with_article(model)} has no [CLS] at the start: expected pooling mean or max")
     limit = min(size for size in (longest, getattr(model.config, "context", None), 1 << 60) if size is not None)
@@ -120,7 +120,7 @@ def sentence_settings(directory: Path) -> dict[str, Any]:
     return settings | ({"pooling": known[0]} if known else {})
 
 
-def _frame(model: Any, tokenizer: "Tokenizer") -> tuple[list[int], list[int]]:
+def frame_of(model: Any, tokenizer: "Tokenizer") -> tuple[list[int], list[int]]:
     """Return the special tokens before and after a text."""
 
     def of_bert() -> tuple[list[int], list[int]]:

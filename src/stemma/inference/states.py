@@ -1,10 +1,11 @@
-"""The last states of any family's reading of whole texts, padding outside of what they see."""
+"""The states of any family's reading of whole texts, the last or all of them, padding outside of what they see."""
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from stemma.errors import InputError
 from stemma.families.gpt.model import GPT
 from stemma.families.lstm.model import LSTM
 from stemma.families.mistral.model import Mistral
@@ -39,3 +40,34 @@ def states_of(
 
 def _at(states: Tensor, places: Tensor | None) -> Tensor:
     return states if places is None else states.flatten(0, 1)[places]
+
+
+def layers_of(model: Any, tokens: Tensor, lengths: Tensor) -> Tensor:
+    """Return float [1 + layers, batch, length, hidden]: the embeddings and the states of every layer.
+
+    The last are those of `states_of`: behind the model's final norm, where it has one. Arguments as there.
+
+    Raises:
+        InputError: a model whose layers are not all as wide.
+    """
+    blocks = (model.encoder if isinstance(model, T5) else model).blocks
+    layers: list[Tensor] = []
+
+    def embedded(block: nn.Module, arguments: tuple[Any, ...]) -> None:
+        layers.append(arguments[0])
+
+    def left(block: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        layers.append(output[0] if isinstance(output, tuple) else output)
+
+    hooks = [blocks[0].register_forward_pre_hook(embedded)]
+    hooks += [block.register_forward_hook(left) for block in blocks]
+    try:
+        last = states_of(model, tokens, lengths)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    layers[-1] = last
+    if len({layer.shape[-1] for layer in layers}) > 1:
+        widths = ", ".join(str(layer.shape[-1]) for layer in layers)
+        raise InputError(f"a {type(model).__name__} whose layers are {widths} wide: expected layers of one width")
+    return torch.stack(layers)

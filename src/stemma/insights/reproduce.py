@@ -15,6 +15,7 @@ from stemma.errors import InputError
 from stemma.files import write_whole
 from stemma.insights import (
     alignment_beats_size,
+    contextual_beats_lexical,
     contextual_vectors,
     data_efficient,
     distillation_token,
@@ -29,6 +30,7 @@ from stemma.insights import (
     lineage,
     missing_digit,
     mixture_of_experts,
+    pipeline_order,
     ptx_alignment_tax,
     rolling_cache,
     sliding_window,
@@ -58,6 +60,8 @@ CLAIMS: dict[str, Claim] = {
         mixture_of_experts,
         lineage,
         contextual_vectors,
+        contextual_beats_lexical,
+        pipeline_order,
         distillation_token,
         data_efficient,
         alignment_beats_size,
