@@ -199,7 +199,7 @@ def test_what_is_evaluated_is_written_down(setup, tmp_path):
     reinforce(recipe_of(PPORecipe, *setup, evaluation={"every": 2, "shown": 1}), tmp_path / "out")
     lines = metrics_of(tmp_path / "out", "held_out_reward")
     assert [line["step"] for line in lines] == [0, 2, 4]
-    assert lines[0]["held_out_samples"][0].keys() == {"prompt", "response", "reward"}
+    assert lines[0]["held_out_samples"][0].keys() == {"prompt", "response", "reward", "ended"}
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "gpt2"
 
 

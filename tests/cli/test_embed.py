@@ -79,7 +79,7 @@ def test_standard_input_and_what_is_cut(run, directory, tmp_path):
 
 def test_plain_lines_of_progress(run, tmp_path, monkeypatch):
     monkeypatch.setattr("stemma.training.progress.PLAIN_INTERVAL", 0.0)
-    monkeypatch.setattr("stemma.inference.embeddings._batches", lambda rows, size: iter([[0], [1, 2], [3]]))
+    monkeypatch.setattr("stemma.inference.embeddings.batches_by_length", lambda lengths, size: iter([[0], [1, 2], [3]]))
     code, _, err = run("-", "--out", "v.npy", stdin=b"dog\nfox\nthe dog\nthe fox\n")
     lines = err.splitlines()
     assert code == 0 and [line.split("  ")[0] for line in lines] == ["embedding 1/4", "embedding 3/4"]
