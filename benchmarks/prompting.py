@@ -56,7 +56,7 @@ def main() -> None:
     prepare_processor()
     torch.manual_seed(0)
     tokenizer = train_tokenizer([running_text()], "bpe", 8192)
-    # GPT-2's width at half its depth; the weights are large enough for answers that are not all equally likely.
+    # GPT-2's width at half its depth.
     model = GPT(GPTConfig(vocabulary=VOCABULARY, layers=6, hidden=768, heads=12)).eval()
     with TemporaryDirectory() as folder:
         families.save(model, tokenizer, Path(folder))

@@ -117,7 +117,7 @@ class _Templates:
             import jinja2
             from jinja2.sandbox import ImmutableSandboxedEnvironment
         except ImportError:
-            raise InputError("task files need Jinja: pip install jinja2") from None
+            raise InputError("task files need Jinja: pip install 'stemma-lm[evaluation]'") from None
         self._environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
         self._environment.filters["regex_replace"] = lambda text, pattern, by, count=0: re.sub(
             pattern, by, text, count=count
