@@ -3,6 +3,7 @@
 import json
 import sys
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -46,7 +47,6 @@ def expected(directory):
 
 
 def test_hdf5_in_the_published_layout(run, directory, tmp_path):
-    h5py = pytest.importorskip("h5py")
     code, out, _ = run("--out", "v.hdf5")
     assert (code, out) == (0, "v.hdf5: 13 words of 5 texts, vectors of 16\n")
     with h5py.File(tmp_path / "v.hdf5") as file:

@@ -2,13 +2,12 @@
 
 import sys
 
+import h5py
 import numpy as np
 import pytest
 
 from stemma.data.hdf5 import read_hdf5, write_hdf5
 from stemma.errors import InputError
-
-h5py = pytest.importorskip("h5py")
 
 
 def test_what_is_written_is_read(tmp_path):

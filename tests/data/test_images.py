@@ -6,6 +6,7 @@ import struct
 import zipfile
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -121,7 +122,6 @@ def test_cifars_batches_in_both_versions(tmp_path: Path) -> None:
 
 
 def test_a_data_set(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
     features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["x", "y"])})
     parts = {
         name: datasets.Dataset.from_dict(

@@ -126,7 +126,6 @@ def test_a_pair_has_the_end_of_a_sentence_between(directory: Path) -> None:
 
 
 def test_the_published_layout_can_be_fine_tuned(directory: Path) -> None:
-    pytest.importorskip("h5py")
     for path in directory.iterdir():
         if path.suffix not in (".json", ".hdf5") or path.name != "options.json" and path.suffix == ".json":
             path.unlink()

@@ -270,7 +270,7 @@ def _is_right(bits: int, device: str) -> bool:
             expected = theirs(x)
             if (ours(x) - expected).abs().max() > 0.02 * expected.abs().max():
                 return False
-    except (RuntimeError, AttributeError, NotImplementedError, AssertionError) as error:
+    except (RuntimeError, AttributeError, AssertionError) as error:
         logger.info("int%d has no fast product on %s here: %s", bits, device, str(error).splitlines()[0])
         return False
     return True

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -17,8 +18,6 @@ from stemma.families.elmo.model import ELMo
 from stemma.inference.word_states import WordStates
 
 from .reference import Reference, random_weights, write
-
-h5py = pytest.importorskip("h5py")
 
 OPTIONS: dict[str, Any] = {
     "lstm": {
