@@ -57,6 +57,11 @@ def test_a_worker_has_one_thread_and_a_group_of_its_own(jobs: Any, tmp_path: Pat
     assert [rest for _, *rest in found] == [[1, "false", True]] * 3
 
 
+def test_warnings_of_jobs_are_not_printed(jobs: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(jobs.warn, [1, 2], workers=1) == [1, 2]
+    assert capfd.readouterr().err == ""
+
+
 def test_no_jobs_need_no_workers(jobs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(jobs.square, [], workers=8) == []
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -150,6 +151,7 @@ def _serve(work: Callable[[Any, Report], Any], todo: Any, news: Any, parent: int
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     logging.getLogger("stemma").setLevel(logging.ERROR)  # many jobs would say the same
+    warnings.simplefilter("ignore", UserWarning)
     while (numbered := todo.get()) is not None:
         number, job = numbered
         try:
