@@ -104,8 +104,9 @@ def test_every_word_of_a_long_sentence_gets_one_tag_whatever_the_batch(family: s
         torch.testing.assert_close(model(objective.collate([example])), scores, rtol=1e-5, atol=1e-5)
 
 
-def test_words_have_the_blanks_of_their_sentence() -> None:
-    tokenizer = tokenizer_of("gpt")
+@pytest.mark.parametrize("family", ["bert", "gpt", "t5"])
+def test_words_have_the_blanks_of_their_sentence(family: str) -> None:
+    tokenizer = tokenizer_of(family)
     (words,) = word_pieces([("the", "quick", "fox")], tokenizer)
     assert sum(words, []) == tokenizer.encode("the quick fox")
 

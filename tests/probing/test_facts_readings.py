@@ -5,7 +5,7 @@ import torch
 import transformers
 from tiny_models import FAMILIES, WORDS, directory_of, model_of, tokenizer_of
 
-from stemma.data.tokenizers import train_tokenizer
+from stemma.data.tokenizers import pieces_in_text, train_tokenizer
 from stemma.errors import InputError
 from stemma.evaluation.blanks import Blank, way_of
 from stemma.families.bert.pseudo_likelihood import pseudo_log_likelihood
@@ -16,7 +16,7 @@ from stemma.inference.filling_scores import score_fillings
 from stemma.layers.linear import Linear
 from stemma.layers.masks import Mask
 from stemma.probing.asking import likeliest_answers
-from stemma.probing.common_vocabulary import STOP_WORDS, common_vocabulary, pieces_of
+from stemma.probing.common_vocabulary import STOP_WORDS, common_vocabulary
 from stemma.probing.facts import Query
 from stemma.probing.facts_answers import answer_scores
 from stemma.probing.facts_readings import reading_of
@@ -102,7 +102,7 @@ ANSWERS = ("fox", "Paris", "quick brown", "the lazy dog")
 @pytest.mark.parametrize("family", ["gpt", "t5", "glm"])
 def test_answers_of_several_tokens_are_scored_whole(family: str) -> None:
     model, tokenizer = model_of(family), tokenizer_of(family)
-    pieces = pieces_of(tokenizer, ANSWERS)
+    pieces = pieces_in_text(tokenizer, ANSWERS)
     assert max(map(len, pieces)) > 1
     found = answer_scores(model, tokenizer, reading_of(model, tokenizer), QUERIES, pieces)
     for query, row in zip(QUERIES, found, strict=True):
@@ -127,7 +127,7 @@ def test_answers_of_several_tokens_are_scored_whole(family: str) -> None:
 
 def test_bert_scores_answers_by_pseudo_log_likelihood() -> None:
     model, tokenizer = model_of("bert"), tokenizer_of("bert")
-    pieces = pieces_of(tokenizer, ANSWERS)
+    pieces = pieces_in_text(tokenizer, ANSWERS)
     reading, tokens = reading_of(model, tokenizer), BERTTokens.of(tokenizer)
     found = answer_scores(model, tokenizer, reading, QUERIES, pieces)
     for query, row in zip(QUERIES, found, strict=True):
@@ -154,7 +154,7 @@ def test_the_common_vocabulary_is_what_all_write_in_one_token() -> None:
 
 def test_words_are_pieces_after_a_blank() -> None:
     tokenizer = train_tokenizer(["a dog and a hotdog " * 30], "bpe", 265)
-    assert [[tokenizer.token(index) for index in ids] for ids in pieces_of(tokenizer, ["dog"])] == [["Ġdog"]]
+    assert [[tokenizer.token(index) for index in ids] for ids in pieces_in_text(tokenizer, ["dog"])] == [["Ġdog"]]
 
 
 def test_likeliest_answers_of_a_gpt_are_the_next_tokens() -> None:

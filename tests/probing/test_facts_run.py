@@ -7,10 +7,10 @@ import pytest
 import torch
 from tiny_models import model_of, tokenizer_of
 
+from stemma.data.tokenizers import pieces_in_text
 from stemma.errors import InputError
 from stemma.insights.facts_report import described, report_of, summary_table
 from stemma.insights.parts import Interval
-from stemma.probing.common_vocabulary import pieces_of
 from stemma.probing.facts import Fact, Facts, Query, Relation, query_of
 from stemma.probing.facts_readings import Reading, Row, reading_of
 from stemma.probing.facts_run import FREQUENCY, probe
@@ -59,7 +59,7 @@ class Told(Asked):
             for number, row in enumerate(rows):
                 said = SAYS[list(SAYS)[row.tokens[0]]]
                 ordered = [*said, *(word for word in WORDS if word not in said)]
-                for place, (token,) in enumerate(pieces_of(tokenizer, ordered)):
+                for place, (token,) in enumerate(pieces_in_text(tokenizer, ordered)):
                     found[number, token] = 10.0 - place
             return found
 
@@ -113,7 +113,7 @@ def test_the_best_template_is_chosen_on_the_other_half() -> None:
     class Half(Told):
         @property
         def reading(self) -> Reading:
-            red, blue = (ids[0] for ids in pieces_of(self.tokenizer, ["red", "blue"]))
+            red, blue = (ids[0] for ids in pieces_in_text(self.tokenizer, ["red", "blue"]))
 
             def logits(rows: Sequence[Row]) -> torch.Tensor:
                 found = torch.zeros(len(rows), self.tokenizer.vocabulary)
@@ -145,7 +145,7 @@ def test_a_real_model_gives_the_probabilities_of_its_reading() -> None:
     found = probe([asked], select([asked], SOURCE, words=WORDS)).predictions
     for row, fact in zip(found, (FACTS[0], FACTS[1], FACTS[2], FACTS[5], FACTS[6]), strict=True):
         query = query_of(fact, RELATIONS[fact.relation].templates[0])
-        ids = [piece[0] for piece in pieces_of(asked.tokenizer, WORDS)]
+        ids = [piece[0] for piece in pieces_in_text(asked.tokenizer, WORDS)]
         (scores,) = reading_of(asked.model, asked.tokenizer).log_probabilities([query], ids)
         order = [WORDS[place] for place in np.argsort(-scores.numpy())]
         assert row["best"] == order and row["rank"] == order.index(fact.object) + 1

@@ -15,6 +15,8 @@ from stemma.data.tokenizer_files import PUBLISHED_FILES, ROLES, read_tokenizer
 from stemma.errors import InputError, closest
 from stemma.files import write_whole
 
+_ANCHOR = "a"  # what stands before a word
+
 
 class Tokenizer:
     """A `tokenizers.Tokenizer` that knows which of its tokens are special and never finds those in a user's text.
@@ -221,6 +223,13 @@ def train_tokenizer(
     return Tokenizer(
         *tokenizer_training.learn(texts, kind, vocabulary, tuple(special), lowercase, byte_fallback, progress)
     )
+
+
+def pieces_in_text(tokenizer: Tokenizer, words: Sequence[str]) -> list[list[int]]:
+    """Return each word's token ids where it stands in a text, behind another word and a blank ("ĠParis", "▁Paris",
+    "paris"), whether the tokenizer takes the blank from the text or puts one before every word itself."""
+    anchor, *encoded = tokenizer.encode_batch([_ANCHOR, *(f"{_ANCHOR} {word}" for word in words)])
+    return [ids[len(anchor) :] for ids in encoded]
 
 
 def _without_special_names(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:

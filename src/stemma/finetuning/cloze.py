@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stemma.data.labelled import LabelledData
-from stemma.data.tokenizers import Tokenizer
+from stemma.data.tokenizers import Tokenizer, pieces_in_text
 from stemma.errors import InputError
 from stemma.families.glm.examples import Example, collate, filled_example
 from stemma.families.glm.model import GLM
@@ -53,7 +53,7 @@ class ClozeClassification:
         check_pattern(pattern, FIELDS[: 1 + pair])
         if pattern.count(MASK) != 1:
             raise InputError(f"pattern {pattern!r}: {pattern.count(MASK)} blanks; expected one {MASK} in it")
-        words = tuple(tuple(ids) for ids in tokenizer.encode_batch([f" {word}" for word in label_words]))
+        words = tuple(tuple(ids) for ids in pieces_in_text(tokenizer, label_words))
         for index, word in enumerate(words):
             if not word or word in words[:index]:
                 raise InputError(f"label word {label_words[index]!r}: another one has the same tokens, or it has none")

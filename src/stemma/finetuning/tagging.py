@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stemma.data.labelled import LabelledData
-from stemma.data.tokenizers import Tokenizer
+from stemma.data.tokenizers import Tokenizer, pieces_in_text
 from stemma.errors import InputError
 from stemma.finetuning import reading
 from stemma.finetuning.head_objective import HeadObjective
@@ -100,12 +100,13 @@ def word_pieces(sentences: Sequence[Sequence[str]], tokenizer: Tokenizer) -> lis
     Raises:
         InputError: such a word, and no unknown token.
     """
-    texts = [f" {word}" if index else word for words in sentences for index, word in enumerate(words)]
-    encoded = tokenizer.encode_batch(texts)
-    for text, ids in zip(texts, encoded, strict=True):
-        if not ids:
-            if tokenizer.unknown is None:
-                raise InputError(f"word {text.strip()!r}: the tokenizer leaves nothing of it, and has no unknown token")
-            ids.append(tokenizer.unknown)
-    following = iter(encoded)
-    return [[next(following) for _ in words] for words in sentences]
+    starting = iter(tokenizer.encode_batch([words[0] for words in sentences if words]))
+    rest = iter(pieces_in_text(tokenizer, [word for words in sentences for word in words[1:]]))
+    pieces = [[next(starting), *(next(rest) for _ in words[1:])] if words else [] for words in sentences]
+    for words, encoded in zip(sentences, pieces, strict=True):
+        for word, ids in zip(words, encoded, strict=True):
+            if not ids:
+                if tokenizer.unknown is None:
+                    raise InputError(f"word {word!r}: the tokenizer leaves nothing of it, and has no unknown token")
+                ids.append(tokenizer.unknown)
+    return pieces

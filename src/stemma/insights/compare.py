@@ -19,7 +19,7 @@ from typing import Any
 
 from stemma import families
 from stemma.data.shards import prepare
-from stemma.data.tokenizers import Tokenizer, load_tokenizer
+from stemma.data.tokenizers import Tokenizer, load_tokenizer, pieces_in_text
 from stemma.errors import InputError
 from stemma.files import cache_directory
 from stemma.finetuning.recipe import build_recipe
@@ -163,7 +163,7 @@ def _one_token_words(tokenizer: Tokenizer, labels: Sequence[str]) -> dict[str, s
     for label in labels:
         beginnings = [label[:end] for end in range(len(label), 0, -1)]
         for word in [*beginnings, *string.ascii_letters, *string.digits]:
-            if word not in words.values() and len(tokenizer.encode(f" {word}")) == 1:
+            if word not in words.values() and len(pieces_in_text(tokenizer, [word])[0]) == 1:
                 words[label] = word
                 break
         else:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from stemma import families
-from stemma.data.tokenizers import load_tokenizer
+from stemma.data.tokenizers import load_tokenizer, pieces_in_text
 from stemma.data.vectors import WordVectors
 from stemma.evaluation.intervals import over_seeds, paired_over_seeds
 from stemma.families.bert.tokens import BERTTokens
@@ -106,7 +106,7 @@ def _of_bert(directory: Path, sentences: Sequence[Sequence[str]]) -> np.ndarray:
     ids = BERTTokens.of(tokenizer)
     rows = []
     for sentence in sentences:
-        pieces = tokenizer.encode_batch([f" {word}" for word in sentence])
+        pieces = pieces_in_text(tokenizer, sentence)
         start = 1 + sum(map(len, pieces[:_AROUND]))
         tokens = torch.tensor([[ids.first, *(piece for word in pieces for piece in word), ids.last]])
         rows.append(model.hidden(tokens)[0, start : start + len(pieces[_AROUND])].mean(0))

@@ -5,10 +5,8 @@ from pathlib import Path
 
 from stemma.data.byte_streams import text_chunks
 from stemma.data.documents import lines
-from stemma.data.tokenizers import Tokenizer
+from stemma.data.tokenizers import Tokenizer, pieces_in_text
 from stemma.errors import InputError
-
-_ANCHOR = "a"
 
 # Words that say nothing by themselves; LAMA's list lacks them too.
 _STOP_WORDS = """
@@ -20,13 +18,6 @@ _STOP_WORDS = """
     which while who whom why will with would you your yours yourself yourselves
 """
 STOP_WORDS = frozenset(_STOP_WORDS.split())
-
-
-def pieces_of(tokenizer: Tokenizer, words: Sequence[str]) -> list[tuple[int, ...]]:
-    """Return each word's token ids where it stands after a blank space ("ĠParis", "▁Paris", "paris")."""
-    anchor = tokenizer.encode(_ANCHOR)
-    encoded = tokenizer.encode_batch([f"{_ANCHOR} {word}" for word in words])
-    return [tuple(ids[len(anchor) :]) for ids in encoded]
 
 
 def common_vocabulary(tokenizers: Sequence[Tokenizer], words: Sequence[str] | None = None) -> list[str]:
@@ -41,7 +32,7 @@ def common_vocabulary(tokenizers: Sequence[Tokenizer], words: Sequence[str] | No
     chosen = list(dict.fromkeys(_words_of(tokenizers[0]) if words is None else words))
     for tokenizer in tokenizers:
         hidden = tokenizer.special | {tokenizer.unknown}
-        pieces = pieces_of(tokenizer, chosen)
+        pieces = pieces_in_text(tokenizer, chosen)
         chosen = [
             word for word, ids in zip(chosen, pieces, strict=True) if len(ids) == 1 and not hidden.intersection(ids)
         ]

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from stemma.data.tokenizers import Tokenizer
-from stemma.probing.common_vocabulary import pieces_of
+from stemma.data.tokenizers import Tokenizer, pieces_in_text
 from stemma.probing.facts import Fact, query_of
 from stemma.probing.facts_answers import answer_scores
 from stemma.probing.facts_baselines import frequency_ranks, names_object, ranked_answers
@@ -107,7 +106,7 @@ class _Columns:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, words: Sequence[str]) -> "_Columns":
-        pieces = pieces_of(tokenizer, words)
+        pieces = [tuple(ids) for ids in pieces_in_text(tokenizer, words)]
         places = {ids: place for place, ids in enumerate(dict.fromkeys(pieces))}
         of_word = {word: places[ids] for word, ids in zip(words, pieces, strict=True)}
         names: dict[int, str] = {}

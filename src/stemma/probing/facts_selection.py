@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from stemma.data.tokenizers import Tokenizer
+from stemma.data.tokenizers import Tokenizer, pieces_in_text
 from stemma.errors import InputError
-from stemma.probing.common_vocabulary import common_vocabulary, pieces_of
+from stemma.probing.common_vocabulary import common_vocabulary
 from stemma.probing.facts import Fact, Facts, Query, Relation, query_of
 from stemma.probing.facts_readings import Reading, reading_of
 
@@ -82,7 +82,7 @@ def _askable(asked: Sequence[Asked], facts: Facts, vocabulary: Sequence[str] | N
         unknown = {
             word
             for one in asked
-            for word, ids in zip(objects, pieces_of(one.tokenizer, objects), strict=True)
+            for word, ids in zip(objects, pieces_in_text(one.tokenizer, objects), strict=True)
             if not ids or one.tokenizer.unknown in ids
         }
         possible = set(objects) - unknown
