@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stemma.cli.failures import failures
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -69,7 +71,6 @@ def finetune(
     from stemma.finetuning.recipe import build_recipe
     from stemma.finetuning.run import family_and_size, read_splits
     from stemma.finetuning.run import finetune as run
-    from stemma.training.non_finite import Diverged
     from stemma.training.progress import ConsoleDisplay
 
     if is_image_model(model):
@@ -99,12 +100,9 @@ def finetune(
     draft = build_recipe(given, overrides or [], family=family, parameters=parameters, examples=1 << 60)
     splits = read_splits(draft)
     recipe = build_recipe(given, overrides or [], family=family, parameters=parameters, examples=len(splits.train))
-    try:
-        display = ConsoleDisplay(console)
+    display = ConsoleDisplay(console)
+    with failures(console):
         outcome, results = run(recipe, directory, splits=splits, overwrite=overwrite, display=display)
-    except (Diverged, OSError) as error:
-        console.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(1) from error
     report(outcome, results, directory, console, as_json)
     if outcome.signal is not None:
         raise typer.Exit(128 + outcome.signal)

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from stemma.cli.failures import failures
+
 if TYPE_CHECKING:
     from stemma.training.image_recipe import ImageRecipe
     from stemma.training.progress import ConsoleDisplay
@@ -41,7 +43,6 @@ def train_images(
     from stemma.training.distributed import is_main
     from stemma.training.images import prepare_images
     from stemma.training.images import train_images as run
-    from stemma.training.non_finite import Diverged
     from stemma.training.progress import duration
 
     console = display.console
@@ -52,11 +53,8 @@ def train_images(
         if as_json:
             print(json.dumps(prepared.summary))
         return
-    try:
+    with failures(console):
         outcome = run(recipe, directory, resume=resume, overwrite=overwrite, display=display)
-    except (Diverged, OSError) as error:
-        console.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(1) from error
     progress = outcome.progress
     if is_main() and as_json:
         result = asdict(progress)

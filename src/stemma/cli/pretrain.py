@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stemma.cli.failures import failures
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -53,7 +55,6 @@ def pretrain(
     from stemma.errors import InputError
     from stemma.training.distributed import is_main
     from stemma.training.image_recipe import load_image_recipe
-    from stemma.training.non_finite import Diverged
     from stemma.training.pretrain import prepare_run, summary_lines
     from stemma.training.pretrain import pretrain as run
     from stemma.training.progress import ConsoleDisplay
@@ -85,11 +86,8 @@ def pretrain(
         if as_json:
             print(json.dumps(prepared.summary))
         return
-    try:
+    with failures(console):
         outcome = run(loaded, directory, resume=resume, overwrite=overwrite, display=display)
-    except (Diverged, OSError) as error:
-        console.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(1) from error
     if is_main():
         report(outcome, directory, console, as_json, _NEXT.get(loaded.family, _WRITE_ON))
     if outcome.signal is not None:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from stemma.cli.failures import failures
+
 if TYPE_CHECKING:
     from stemma.training.progress import ConsoleDisplay
     from stemma.training.vector_recipe import GloVeRecipe, Word2VecRecipe
@@ -37,11 +39,8 @@ def pretrain_vectors(
         if as_json:
             print(json.dumps(summary))
         return
-    try:
+    with failures(console):
         outcome = run(recipe, directory, resume=resume, overwrite=overwrite, display=display)
-    except OSError as error:
-        console.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(1) from error
     if as_json:
         reason = "finished" if outcome.signal is None else "interrupted"
         print(json.dumps({"reason": reason, "out": str(directory), **asdict(outcome)}))
