@@ -42,8 +42,8 @@ def test_digits_are_there_and_divided_the_same_way_each_time() -> None:
     again, _ = read_images("digits")
     assert test is not None and (len(train), len(test)) == (1000, 797)
     assert train.fingerprint == again.fingerprint != test.fingerprint
-    assert train.image(0).size == (8, 8) and train.class_names[3] == "3"
-    assert np.asarray(train.image(0)).max() == 255  # of 16
+    assert train.read(0).size == (8, 8) and train.class_names[3] == "3"
+    assert np.asarray(train.read(0)).max() == 255  # of 16
     counts = np.bincount(np.concatenate([train.labels, test.labels]))
     assert counts.tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
 
@@ -56,7 +56,7 @@ def test_a_folder_for_each_class_and_a_zip_of_it(tmp_path: Path) -> None:
     for place in ("set", "set.zip"):
         images, test = read_images(str(tmp_path / place))
         assert test is None and images.class_names == ("cat", "dog") and images.labels.tolist() == [0, 0, 0, 1, 1]
-        assert np.array_equal(images.image(3), PIXELS[0]) and np.array_equal(images.image(2), PIXELS[4])
+        assert np.array_equal(images.read(3), PIXELS[0]) and np.array_equal(images.read(2), PIXELS[4])
 
 
 def test_parts_for_training_and_testing(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_mnists_files(tmp_path: Path) -> None:
         write_idx(tmp_path / f"{begin}-labels-idx1-ubyte.gz", labels[some])
     train, test = read_images(str(tmp_path))
     assert test is not None and train.labels.tolist() == [3, 1, 2, 0] and test.labels.tolist() == [1, 3]
-    assert np.array_equal(train.image(1), grey[1]) and train.class_names == ("0", "1", "2", "3")
+    assert np.array_equal(train.read(1), grey[1]) and train.class_names == ("0", "1", "2", "3")
     only, nothing = read_images(str(tmp_path / "t10k-images-idx3-ubyte.gz"))
     assert nothing is None and len(only) == 2
     write_idx(tmp_path / "t10k-labels-idx1-ubyte.gz", labels)
@@ -109,7 +109,7 @@ def test_cifars_batches_in_both_versions(tmp_path: Path) -> None:
         train, test = read_images(str(folder))
         assert test is not None and train.labels.tolist() == labels[:4] and test.labels.tolist() == labels[4:]
         assert train.class_names == ("car", "bird")
-        assert np.array_equal(train.image(3), PIXELS[3]) and np.array_equal(test.image(0), PIXELS[4])
+        assert np.array_equal(train.read(3), PIXELS[3]) and np.array_equal(test.read(0), PIXELS[4])
     hundred = tmp_path / "train.bin"
     hundred.write_bytes(bytes([9, 1]) + rows[0].tobytes())
     assert read_images(str(hundred))[0].labels.tolist() == [1]  # the fine one
@@ -132,7 +132,11 @@ def test_a_data_set(tmp_path: Path) -> None:
     datasets.DatasetDict(parts).save_to_disk(tmp_path / "set")
     train, test = read_images(str(tmp_path / "set"))
     assert test is not None and train.labels.tolist() == [0, 1, 0] and test.labels.tolist() == [1]
-    assert np.array_equal(train.image(2), PIXELS[2]) and train.class_names == ("x", "y")
+    assert np.array_equal(train.read(2), PIXELS[2]) and train.class_names == ("x", "y")
+    parts["test"] = datasets.Dataset.from_dict({"img": [Image.fromarray(PIXELS[3])], "label": [-1]}, features=features)
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "secret")
+    with pytest.raises(InputError, match="column 'label' has rows without a class"):
+        read_images(str(tmp_path / "secret"))
     datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "texts")
     with pytest.raises(InputError, match="expected a column of images and one of classes, found text"):
         read_images(str(tmp_path / "texts"))
@@ -152,12 +156,12 @@ def test_what_is_no_images(tmp_path: Path) -> None:
     write_folders(tmp_path / "set")
     (tmp_path / "set" / "cat" / "0.png").write_text("x")
     with pytest.raises(InputError, match="0.png cannot be read as an image"):
-        read_images(str(tmp_path / "set"))[0].image(0)
+        read_images(str(tmp_path / "set"))[0].read(0)
 
 
 def test_a_share_is_held_out_once() -> None:
     train, test = held_out(numbered(10), 0.3, seed=1)
-    values = [[int(np.asarray(part.image(n))[0, 0]) for n in range(len(part))] for part in (train, test)]
+    values = [[int(np.asarray(part.read(n))[0, 0]) for n in range(len(part))] for part in (train, test)]
     assert len(values[1]) == 3 and sorted(values[0] + values[1]) == list(range(10))
     assert held_out(numbered(10), 0.3, seed=1)[1].fingerprint == test.fingerprint
     with pytest.raises(InputError, match="a share of 0.01 of 10 images is 0 of them"):

@@ -38,7 +38,7 @@ def test_pictures_of_augmentation_show_the_images_and_their_shares() -> None:
         assert name == images.class_names[images.labels[number]]
         assert [what for _, what in row[:2]] == ["as it is", "draw 1"]
         for picture, _ in row[:2]:
-            assert np.abs(decoded(picture).astype(int) - np.asarray(images.image(number))).max() <= 1
+            assert np.abs(decoded(picture).astype(int) - np.asarray(images.read(number))).max() <= 1
     shares = [float(one.split()[-1]) for one in part.rows[0][1][2][1].removeprefix("mixed: ").split(", ")]
     assert sum(shares) == pytest.approx(1, abs=0.011)
     assert from_json(to_json(Report("x", sections=[Section("y", [part])]))).sections[0].parts == (part,)
@@ -49,7 +49,7 @@ def test_the_patch_that_is_looked_at_most_is_the_brightest() -> None:
     model = ViT(SMALL).eval()
     images, _ = read_images("digits")
     part = attention_pictures(model, images, [0], GREY)
-    weights = model.attention_weights(torch.from_numpy(GREY(images.image(0)))[None])[-1].mean(1)[0]
+    weights = model.attention_weights(torch.from_numpy(GREY(images.read(0)))[None])[-1].mean(1)[0]
     (_, row) = part.rows[0]
     assert [what for _, what in row] == ["image", "class token, last block", "distillation token, last block"]
     for token, (picture, _) in enumerate(row[1:]):
@@ -57,7 +57,7 @@ def test_the_patch_that_is_looked_at_most_is_the_brightest() -> None:
         side = shown.shape[0] // 4
         patch = int(weights[token, 2:].argmax())
         top, left = (patch // 4) * side, (patch % 4) * side
-        grey = float(np.asarray(images.image(0))[2 * (patch // 4), 2 * (patch % 4)])
+        grey = float(np.asarray(images.read(0))[2 * (patch // 4), 2 * (patch % 4)])
         assert shown[top, left] == pytest.approx(0.3 * grey + 0.7 * HEAT, abs=2)
 
 

@@ -62,7 +62,7 @@ def test_targets_are_smoothed_as_timm_does() -> None:
     objective = ImageClassification(GREY, 10, label_smoothing=0.1)
     train, _ = read_images("digits")
     example = objective.example((train, 5), np.random.default_rng(0))
-    assert np.array_equal(example["images"], GREY(train.image(5)))
+    assert np.array_equal(example["images"], GREY(train.read(5)))
     batch = objective.collate([example, objective.example((train, 6), np.random.default_rng(1))])
     row, label = batch["targets"][0], int(train.labels[5])
     assert row[label] == pytest.approx(1 - 0.1 + 0.1 / 10) and row.sum() == pytest.approx(1)
@@ -126,7 +126,7 @@ def test_a_teacher_sees_the_images_as_it_wants_them() -> None:
 
     model = Recorder()
     own = Preprocessing(8, mean=(0.2, 0.3, 0.4), std=(0.5, 0.25, 0.125))
-    image = read_images("digits")[0].image(0)
+    image = read_images("digits")[0].read(0)
     logits = Teacher(model, own, GREY)(torch.from_numpy(GREY(image))[None])
     assert np.allclose(seen[0][0], own(image.convert("RGB")), atol=1e-5)
     assert not model.training and not logits.requires_grad
@@ -212,6 +212,11 @@ def test_recipes_say_what_is_wrong_in_them() -> None:
         ("augmentation.mixop=1", r"augmentation\.mixop: unknown key \(did you mean 'mixup'\?\)"),
         ("model.hiden=1", r"model\.hiden: unknown key \(did you mean 'hidden'\?\)"),
         ("distillation={kind: hard}", r"distillation\.teacher: is missing"),
+        ("augmentation.crop=[2, 1]", r"augmentation\.crop: .*two positive numbers, the smaller one first"),
+        ("preprocessing.std=[0]", r"preprocessing\.std"),
+        ("training.length=7", r"training\.length is of texts, expected null"),
+        ("evaluation.tokens=7", r"evaluation\.tokens is of texts, expected null"),
+        ("model.heads=0", r"model: a size is 0, expected 1 or more"),
     ):
         with pytest.raises(InputError, match=message):
             recipe(override)
@@ -237,7 +242,7 @@ def test_accuracies_are_those_of_the_heads() -> None:
     few = test.selected(range(50))
     heads = predict(model.eval(), few, GREY, batch=16)
     with torch.no_grad():
-        whole = model(torch.from_numpy(np.stack([GREY(few.image(n)) for n in range(50)])))
+        whole = model(torch.from_numpy(np.stack([GREY(few.read(n)) for n in range(50)])))
     found = measure(model, few, GREY)
     labels = few.labels
     assert found.metrics["accuracy"] == pytest.approx((whole.argmax(-1).numpy() == labels).mean())

@@ -57,7 +57,11 @@ def split_of(what: str) -> Any:
     Raises:
         InputError: it cannot be read, or has no such split.
     """
-    found, split = loaded(what)
+    return chosen(what, *loaded(what))
+
+
+def chosen(what: str, found: Any, split: str | None) -> Any:
+    """Return what `split_of` does, of what `loaded` gave."""
     if not isinstance(found, Mapping):
         if split is not None:
             raise InputError(f"{what}: no split '{split}'; the data set is not divided")

@@ -69,7 +69,7 @@ class ImageClassification:
     def example(self, sequence: tuple[ImageSet, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Return an image, float32 [channels, size, size], its class, and a seed for the mixing of its batch."""
         images, index = sequence
-        image = images.image(index)
+        image = images.read(index)
         pixels = (
             self.preprocessing(image)
             if self.augmentation is None

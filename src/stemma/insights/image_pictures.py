@@ -46,14 +46,14 @@ def augmentation_pictures(
     """
     rng = np.random.default_rng(seed)
     pixels = [
-        [augmentation(images.image(number), preprocessing, rng) for _ in range(draws)] for number in numbers
+        [augmentation(images.read(number), preprocessing, rng) for _ in range(draws)] for number in numbers
     ]  # [numbers][draws] of [channels, size, size]
     labels = np.eye(len(images.class_names), dtype=np.float32)[images.labels[list(numbers)]]
     mixed, shares = mixing(np.stack([row[0] for row in pixels]), labels, rng)
     rows = []
     for place, number in enumerate(numbers):
         name = images.class_names[images.labels[number]]
-        row = [(picture_of(preprocessing.coloured(images.image(number))), "as it is")]
+        row = [(picture_of(preprocessing.coloured(images.read(number))), "as it is")]
         row += [(_picture(one, preprocessing), f"draw {draw}") for draw, one in enumerate(pixels[place], 1)]
         parts = [f"{images.class_names[k]} {shares[place][k]:.2f}" for k in np.flatnonzero(shares[place])]
         row.append((_picture(mixed[place], preprocessing), f"mixed: {', '.join(parts)}"))
@@ -68,7 +68,7 @@ def attention_pictures(model: ViT, images: ImageSet, numbers: Sequence[int], pre
     Args:
         model: in evaluation mode.
     """
-    pixels = torch.from_numpy(np.stack([preprocessing(images.image(number)) for number in numbers]))
+    pixels = torch.from_numpy(np.stack([preprocessing(images.read(number)) for number in numbers]))
     weights = model.attention_weights(pixels)[-1].mean(1)  # [images, tokens, tokens]
     tokens = ("class token", "distillation token")[: model.config.prefix]
     rows = []

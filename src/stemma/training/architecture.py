@@ -139,3 +139,5 @@ def _validated(kind: Any, content: Mapping[str, Any], section: str, where: Where
         keys = (section, *map(str, problem["loc"]))
         message = f"{problem['msg'][:1].lower()}{problem['msg'][1:]}"
         raise InputError(f"{where(keys)}: {message}, got {problem['input']!r}") from error
+    except ZeroDivisionError as error:  # configurations ask whether one size is a multiple of another
+        raise InputError(f"{where((section,))}: a size is 0, expected 1 or more") from error

@@ -86,7 +86,7 @@ def batches(images: ImageSet, preprocessing: Preprocessing, size: int) -> Iterat
 
     def read(start: int) -> Tensor:
         numbers = range(start, min(start + size, len(images)))
-        return torch.from_numpy(np.stack([preprocessing(images.image(number)) for number in numbers]))
+        return torch.from_numpy(np.stack([preprocessing(images.read(number)) for number in numbers]))
 
     with ThreadPoolExecutor(max_workers=1) as pool:
         following = pool.submit(read, 0)

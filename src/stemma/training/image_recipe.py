@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from stemma import families
 from stemma.data.image_augmentation import Augmentation, Mixing
@@ -20,6 +20,15 @@ _FIXED = {
     + ("activation", "norm_epsilon", "distilled", "initial_std"),
     "resnet": ("channels", "classes", "class_names", "blocks", "width", "groups"),
 }
+
+
+def _rising(bounds: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < bounds[0] <= bounds[1]:
+        raise ValueError("expected two positive numbers, the smaller one first")
+    return bounds
+
+
+Range = Annotated[tuple[float, float], AfterValidator(_rising)]
 
 
 class ImageDataRecipe(Section):
@@ -44,7 +53,7 @@ class PreprocessingRecipe(Section):
     """
 
     mean: list[float] = Field(default=[0.5], min_length=1)
-    std: list[float] = Field(default=[0.5], min_length=1)
+    std: list[Annotated[float, Field(gt=0)]] = Field(default=[0.5], min_length=1)
     ratio: float = Field(default=1.0, gt=0, le=1)
     resample: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
 
@@ -57,14 +66,14 @@ class AugmentationRecipe(Section):
     """
 
     repeats: int = Field(default=3, gt=0)
-    crop: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (0.75, 4 / 3)
+    crop: Range = (0.08, 1.0)
+    ratio: Range = (0.75, 4 / 3)
     flip: float = Field(default=0.5, ge=0, le=1)
     operations: int = Field(default=2, ge=0)
     magnitude: float = Field(default=9.0, ge=0, le=10)
     deviation: float = Field(default=0.5, ge=0)
     erasing: float = Field(default=0.25, ge=0, le=1)
-    erased: tuple[float, float] = (0.02, 1 / 3)
+    erased: Range = (0.02, 1 / 3)
     mixup: float = Field(default=0.8, ge=0)
     cutmix: float = Field(default=1.0, ge=0)
     switch: float = Field(default=0.5, ge=0, le=1)
@@ -133,6 +142,13 @@ class ImageRecipe(RunRecipe):
     augmentation: AugmentationRecipe | None = AugmentationRecipe()
     distillation: DistillationRecipe | None = None
     training: ImageTrainingRecipe
+
+    @model_validator(mode="after")
+    def _no_tokens(self) -> "ImageRecipe":
+        for name, value in (("training.length", self.training.length), ("evaluation.tokens", self.evaluation.tokens)):
+            if value is not None:
+                raise ValueError(f"{name} is of texts, expected null")
+        return self
 
 
 def load_image_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> ImageRecipe | None:
