@@ -8,7 +8,6 @@ instead of computing something else. Where the band is as wide as the context, t
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -16,7 +15,8 @@ from torch import Tensor
 
 from stemma.errors import InputError
 from stemma.families.gpt.model import GPT, GPTConfig
-from stemma.families.weights import Stored, build_empty, fill, own_config, publish, refuse_set, require_counts
+from stemma.families.own_format import from_own, to_own
+from stemma.families.weights import Stored, build_empty, fill, publish, refuse_set, require_counts
 
 OWN_TYPE = "stemma-gpt"
 MODEL_TYPES = ("gpt2", "openai-gpt", OWN_TYPE)
@@ -55,9 +55,7 @@ def to_published(model: GPT) -> tuple[dict[str, Any], Iterator[tuple[str, Tensor
     config = model.config
     model_type = published_type(config)
     if model_type == OWN_TYPE:
-        own = asdict(config)
-        del own["vocabulary_multiple"]  # in memory only
-        return {"model_type": OWN_TYPE, "architectures": ["GPT"], **own}, publish(model, _own_table(model))
+        return to_own(model, OWN_TYPE)
     activations = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS[model_type].items())}
     published = {
         "model_type": model_type,
@@ -94,20 +92,15 @@ def from_published(
     Raises:
         InputError: a configuration key that we would compute differently, or tensors that do not fit.
     """
-    ignored: set[str] = set()
     if published["model_type"] == OWN_TYPE:
-        config = own_config(published, GPTConfig)
-    else:
-        published = {_ALIASES.get(key, key): value for key, value in published.items()}
-        ignored = {name for name in tensors if _BUFFER.fullmatch(name)}
-        tied = _is_tied(published, tensors)
-        config = _config(published, tied)
-        if tied:
-            ignored.add("lm_head.weight")
+        return from_own(published, tensors, GPTConfig, GPT, dtype=dtype, device=device)
+    published = {_ALIASES.get(key, key): value for key, value in published.items()}
+    ignored = {name for name in tensors if _BUFFER.fullmatch(name)}
+    tied = _is_tied(published, tensors)
+    config = _config(published, tied)
+    if tied:
+        ignored.add("lm_head.weight")
     model = build_empty(lambda: GPT(config))
-    if published["model_type"] == OWN_TYPE:
-        fill(model, _own_table(model), tensors, dtype=dtype, device=device)
-        return model
     fill(model, table(config, _prefix(tensors)), tensors, ignored=ignored, dtype=dtype, device=device)
     _fold_scales(model, published)
     return model
@@ -206,12 +199,6 @@ def table(config: GPTConfig, prefix: str = "") -> list[Stored]:
     if not config.tie_output:
         table.append(Stored("lm_head.weight", ("output.weight",), rows=config.vocabulary))
     return table
-
-
-def _own_table(model: GPT) -> list[Stored]:
-    padded = {"token_embedding.weight", "output.weight"}
-    rows = model.config.vocabulary
-    return [Stored(name, (name,), rows=rows if name in padded else None) for name, _ in model.named_parameters()]
 
 
 @torch.no_grad()

@@ -5,19 +5,19 @@ does not tell the order of its hidden places apart, so weights are reordered on 
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from stemma.errors import InputError
+from stemma.families.own_format import from_own, to_own
 from stemma.families.transformer.model import Transformer, TransformerConfig
 from stemma.families.weights import (
     Stored,
     build_empty,
     fill,
-    own_config,
     publish,
     refuse_set,
     require_counts,
@@ -54,9 +54,7 @@ def to_published(model: Transformer) -> tuple[dict[str, Any], Iterator[tuple[str
     """
     config = model.config
     if config.norm == "pre":
-        own = asdict(config)
-        del own["vocabulary_multiple"]  # in memory only
-        return {"model_type": OWN_TYPE, "architectures": ["Transformer"], **own}, publish(model, _own_table(model))
+        return to_own(model, OWN_TYPE)
     activation = next(theirs for theirs, ours in _ACTIVATIONS.items() if ours == config.activation)
     published = {
         "model_type": "marian",
@@ -100,10 +98,7 @@ def from_published(
         InputError: a configuration that we would compute differently, or tensors that do not fit.
     """
     if published["model_type"] == OWN_TYPE:
-        config = own_config(published, TransformerConfig)
-        model = build_empty(lambda: Transformer(config))
-        fill(model, _own_table(model), tensors, dtype=dtype, device=device)
-        return model
+        return from_own(published, tensors, TransformerConfig, Transformer, dtype=dtype, device=device)
     embedding = next((name for name in (_EMBEDDING, *_COPIES) if name in tensors), _EMBEDDING)
     ignored = {name for name in (*_COPIES, *_TABLES) if name in tensors and name != embedding}
     for name in ignored - set(_TABLES):
@@ -220,8 +215,3 @@ def _config(published: Mapping[str, Any], output_bias: bool) -> TransformerConfi
 def _require_equal(values: Mapping[str, Any], key: str, other: str) -> None:
     if values.get(key) is not None and values.get(other) is not None and values[key] != values[other]:
         raise InputError(f"config.json: {key} is {values[key]!r} and {other} {values[other]!r}, expected one number")
-
-
-def _own_table(model: Transformer) -> list[Stored]:
-    rows = {"token_embedding.weight": model.config.vocabulary}
-    return [Stored(name, (name,), rows=rows.get(name)) for name, _ in model.named_parameters()]
