@@ -1,13 +1,13 @@
 """Language models taught token by token: the loss written out, kept or computed, on own words, and whole runs."""
 
 import json
-import signal
 import sys
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_runs import Interrupted
 from tiny_models import WORDS, directory_of, model_of, tokenizer_of
 
 from stemma import families
@@ -21,7 +21,6 @@ from stemma.distillation.recipe import DistillationRecipe, OnPolicyRecipe
 from stemma.distillation.teachers import Teacher, load_teachers, order_of
 from stemma.distillation.tokens import Taught, write
 from stemma.errors import InputError
-from stemma.training.progress import Silent
 
 NAMES = ["dog", "cat", "fox", "Anna", "Boris", "red", "blue", "green", "one", "two", "three", "four"]
 
@@ -217,13 +216,8 @@ def test_a_killed_run_ends_where_an_undisturbed_one_does(tmp_path):
     }
     recipe = build_recipe(DistillationRecipe, "distill/tiny", given, ["training.steps=5", "training.epochs=null"])
 
-    class Interrupted(Silent):
-        def step(self, step, values):
-            if step == 2:
-                signal.raise_signal(signal.SIGINT)
-
     distil(recipe, tmp_path / "whole")
-    outcome, nothing = distil(recipe, tmp_path / "killed", display=Interrupted())
+    outcome, nothing = distil(recipe, tmp_path / "killed", display=Interrupted(2))
     assert outcome.reason == "interrupted" and nothing is None
     assert distil(recipe, tmp_path / "killed")[0].reason == "finished"
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))

@@ -1,7 +1,6 @@
 """Whole runs: killed and resumed, best weights by metric, random weights, learning by heart, and mistakes."""
 
 import json
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_runs import Interrupted
 from tiny_models import FAMILIES, directory_of, model_of, recipe_of
 
 import stemma
@@ -17,23 +17,11 @@ from stemma.finetuning import run as runs
 from stemma.finetuning.checkpoint import load_finetuned
 from stemma.finetuning.run import build, finetune, measure_directory, read_splits
 from stemma.training.objective import Measurement
-from stemma.training.progress import Silent
 
 LABELS = {"dog": "animal", "fox": "animal", "cat": "animal", "red": "colour", "blue": "colour", "green": "colour"}
 BOTH = ("whole", "killed")
 VERBS = ("the {}", "a good {} film", "who sees {}")
 ROWS = [{"text": verb.format(word), "label": label} for verb in VERBS for word, label in LABELS.items()][:16]
-
-
-class Interrupted(Silent):
-    """Presses Ctrl-C after some updates."""
-
-    def __init__(self, after: int) -> None:
-        self.after = after
-
-    def step(self, step: int, values: Any) -> None:
-        if step == self.after:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 def table(folder: Path, rows: list[dict[str, Any]] = ROWS, name: str = "train") -> str:

@@ -1,15 +1,29 @@
 """A tiny GPT on made-up text, small enough to train in a fraction of a second."""
 
+import signal
+
 import numpy as np
 import torch
 
 from stemma.families.gpt.model import GPT, GPTConfig
 from stemma.families.gpt.objective import Causal
 from stemma.training.objective import HeldOut
+from stemma.training.progress import Silent
 from stemma.training.recipe import Recipe
 from stemma.training.trainer import Task, Trainer
 
 VOCABULARY, LENGTH = 31, 8
+
+
+class Interrupted(Silent):
+    """Presses Ctrl-C after some updates."""
+
+    def __init__(self, after):
+        self.after = after
+
+    def step(self, step, values):
+        if step == self.after:
+            signal.raise_signal(signal.SIGINT)
 
 
 class Sentences:

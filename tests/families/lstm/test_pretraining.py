@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_runs import Interrupted
 
 import stemma
 from stemma.data.corpora import CorpusSource
@@ -19,7 +18,6 @@ from stemma.evaluation.likelihood import score_text
 from stemma.inference.quantization import quantize_
 from stemma.training.distributed import Workers
 from stemma.training.pretrain import prepare_run, pretrain
-from stemma.training.progress import Silent
 from stemma.training.recipe import load_recipe
 from stemma.training.trainer import Trainer
 
@@ -27,17 +25,6 @@ from .plain import Plain, nll
 
 ORDER = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 pytestmark = pytest.mark.filterwarnings("ignore:the text repeats too little")
-
-
-class Interrupted(Silent):
-    """Presses Ctrl-C after some updates."""
-
-    def __init__(self, after: int) -> None:
-        self.after = after
-
-    def step(self, step: int, values: Any) -> None:
-        if step == self.after:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 def recipe_of(folder: Path, *overrides: str) -> Any:
