@@ -1,7 +1,7 @@
 """What is done to an image before a model sees it; it belongs to the checkpoint (preprocessor_config.json)."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,6 +103,18 @@ class Preprocessing:
         raise InputError(f"{directory}: no {FILE}, so it is not known what the model wants images to be")
 
 
+def for_channels(values: float | Sequence[float], channels: int) -> tuple[float, ...]:
+    """Return a number for each channel; one is that of all.
+
+    Raises:
+        InputError: there are as many neither as 1 nor as channels.
+    """
+    listed = [values] if isinstance(values, int | float) else list(values)
+    if len(listed) not in (1, channels):
+        raise InputError(f"preprocessing: {len(listed)} numbers for {channels} channels")
+    return tuple(map(float, listed * channels if len(listed) == 1 else listed))
+
+
 def _by_shorter_side(width: int, height: int, wanted: int) -> tuple[int, int]:
     if width <= height:
         return wanted, int(wanted * height / width)
@@ -116,7 +128,7 @@ def _of_transformers(content: Mapping[str, Any], channels: int) -> Preprocessing
     crop = content.get("crop_size", resized)
     cropped = content.get("do_center_crop", False)
     names = {number: name for name, number in RESAMPLE.items()}
-    mean, std = (_for_channels(content[name], channels) for name in ("image_mean", "image_std"))
+    mean, std = (for_channels(content[name], channels) for name in ("image_mean", "image_std"))
     # Older files have one number for the side of the square that the image becomes.
     stretched = stretched or isinstance(size, int) and not cropped
     seen = (crop if isinstance(crop, int) else crop["height"]) if cropped else resized
@@ -128,8 +140,3 @@ def _of_timm(content: Mapping[str, Any]) -> Preprocessing:
     resized = int(size / content.get("crop_pct", 0.875))
     mean, std = tuple(content["mean"]), tuple(content["std"])
     return Preprocessing(size, resized, False, mean, std, content.get("interpolation", "bicubic"))
-
-
-def _for_channels(values: Any, channels: int) -> tuple[float, ...]:
-    values = [values] if isinstance(values, int | float) else list(values)
-    return tuple(map(float, values * channels if len(values) == 1 else values))

@@ -34,7 +34,7 @@ def from_own(
     Raises:
         InputError: an unknown key of the configuration, or tensors that do not fit.
     """
-    described = own_config(published, config)
+    described: Any = own_config(published, config)
     model = build_empty(lambda: build(described))
     fill(model, _table(model), tensors, dtype=dtype, device=device)
     return model

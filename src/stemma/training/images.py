@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from stemma import families
-from stemma.data.image_preprocessing import Preprocessing
+from stemma.data.image_preprocessing import Preprocessing, for_channels
 from stemma.data.images import ImageSet, held_out, read_images
 from stemma.data.repeated_images import RepeatedImages
 from stemma.errors import InputError
@@ -166,7 +166,7 @@ def _model(recipe: ImageRecipe, class_names: tuple[str, ...]) -> tuple[Any, Prep
     branch, wanted = families.FAMILIES[recipe.family], recipe.preprocessing
     if recipe.start is None:
         config = branch.config(**recipe.model, classes=len(class_names), class_names=class_names)
-        mean, std = (_for_channels(values, config.channels) for values in (wanted.mean, wanted.std))
+        mean, std = (for_channels(values, config.channels) for values in (wanted.mean, wanted.std))
         size = config.image_size
         return branch.model(config), Preprocessing(
             size, round(size / wanted.ratio), mean=mean, std=std, resample=wanted.resample
@@ -179,9 +179,3 @@ def _model(recipe: ImageRecipe, class_names: tuple[str, ...]) -> tuple[Any, Prep
     size = model.config.image_size
     resized = round(size * (before.resized or before.size) / before.size)
     return model, replace(before, size=size, resized=resized)
-
-
-def _for_channels(values: list[float], channels: int) -> tuple[float, ...]:
-    if len(values) not in (1, channels):
-        raise InputError(f"preprocessing: {len(values)} numbers for {channels} channels")
-    return tuple(values * channels if len(values) == 1 else values)
