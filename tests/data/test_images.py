@@ -219,6 +219,9 @@ def test_older_files_and_missing_ones(tmp_path: Path) -> None:
     path.write_text('{"size": 256, "do_center_crop": true, "crop_size": 224, "image_mean": 0.5, "image_std": 0.5}')
     loaded = Preprocessing.load(tmp_path, channels=1)
     assert (loaded.size, loaded.resized, loaded.mean) == (224, 256, (0.5,))
+    path.write_text('{"size": 224, "image_mean": [0.5, 0.4, 0.3], "image_std": 0.5}')
+    with pytest.raises(InputError, match="3 numbers for 1 channels"):
+        Preprocessing.load(tmp_path, channels=1)
     path.write_text("{}")
     with pytest.raises(InputError, match="not what an image processor of transformers writes"):
         Preprocessing.load(tmp_path)
