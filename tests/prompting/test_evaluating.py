@@ -152,7 +152,7 @@ def test_votes_in_an_evaluation(task):
     assert found.costs["without an answer"] == pytest.approx(1 / 6) and found.costs["tied votes"] == 0
 
 
-def test_what_cannot_be_asked(asked, task):
+def test_what_cannot_be_asked(asked, task, tmp_path):
     with pytest.raises(InputError, match="are for tasks whose answers are written"):
         evaluate(asked, load_task(task(CHOICE)), Protocol(votes=2))
     plain = WRITING.split("stemma:")[0]
@@ -165,7 +165,10 @@ def test_what_cannot_be_asked(asked, task):
         bare = load_task(task(plain + "stemma: {answer: number}\n"))
         evaluate(asked, bare, Protocol(shots=1, reasoning="few-shot"))
     with pytest.raises(InputError, match="no votes"):
-        evaluate(asked, load_task(task(WRITING)), Protocol(votes=2, reasoning="least-to-most"))
+        evaluate(asked, load_task(task(WRITING)), Protocol(0, 1, "least-to-most", 2), out=tmp_path / "out")
+    with pytest.raises(InputError, match="20 shots, and there are 13"):
+        evaluate(asked, load_task(task(WRITING)), Protocol(shots=20), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()  # so that the next try is no other run's
 
 
 def test_a_model_writes_as_generate_does(asked):

@@ -80,6 +80,8 @@ def test_filters_and_exact_match_of_the_harness():
     strict = Filter(function="regex", regex_pattern=r"The answer is (\-?[0-9\.\,]+).")
     loose = Filter(function="regex", regex_pattern="(-?[$0-9.,]{2,})|(-?[0-9]+)", group_select=-1)
     first = Filter(function="take_first")
+    second = Filter(function="regex", regex_pattern="[0-9]+", group_select=1)
+    assert filtered(["1 2", "1"], [second]) == ["2", "[invalid]"]
     assert filtered(["The answer is 12", "x"], [strict]) == ["1", "[invalid]"]  # as it has it
     assert filtered(["72 clips, altogether ..."], [loose, first]) == ["..."]
     assert filtered([" A", "b ", "b"], [Filter(function="lowercase"), Filter(function="remove_whitespace"),
