@@ -1,5 +1,6 @@
 """Which of two models is preferred, by rewards and by an endpoint that is asked in both orders."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
