@@ -126,19 +126,24 @@ def test_ask_reads_questions_one_after_the_other(run) -> None:
     ("arguments", "message"),
     [
         (("probe", "facts", "bert", "bert"), "bert, bert: one model is there twice"),
-        (("probe", "facts", "bert", "--facts", "absent"), "--facts absent: no such file or folder"),
+        (("probe", "facts", "bert", "--facts", "absent"), "absent: no such file or folder of facts"),
         (
             ("probe", "facts", "bert", "--facts", "facts.jsonl", "--patterns", "absent"),
-            "--patterns absent: no such folder",
+            "absent: no such folder of templates",
         ),
         (("probe", "facts", "bert", "--relations", "relations.jsonl"), "expected --facts with them"),
+        (("probe", "facts", "bert", "--facts", "python", "--patterns", "."), "expected --facts with them"),
+        (
+            ("ask", "bert", "x [MASK]", "--knowledge", "facts.jsonl", "--patterns", "absent"),
+            "absent: no such folder of",
+        ),
         (("probe", "facts", "bert", "--per-token"), "expected --candidates objects"),
         (("probe", "facts", "bert", "--candidates", "objects", "--vocabulary", "words.txt"), "--vocabulary: with"),
         (("probe", "facts", "bert", "--answers", "file.jsonl"), "--answers file.jsonl: expected NAME=FILE"),
         (("probe", "facts", "bert", "--out", "words.txt"), "--out words.txt: a file; expected a folder"),
         (("probe", "facts", "bert", "--vocabulary", "empty.txt"), "empty.txt: no words in it"),
         (("ask", "bert", "x [MASK]", "--relations", "relations.jsonl"), "expected --knowledge with them"),
-        (("ask", "bert", "x [MASK]", "--knowledge", "absent"), "--knowledge absent: no such file or folder"),
+        (("ask", "bert", "x [MASK]", "--knowledge", "absent"), "absent: no such file or folder of facts"),
         (("ask", "bert", "no blank"), "no blank in 'no blank'"),
     ],
 )

@@ -98,13 +98,14 @@ def facts(
         raise InputError(f"{', '.join(models)}: one model is there twice")
     if out is not None and out.is_file():
         raise InputError(f"--out {out}: a file; expected a folder")
-    if source is None and (relations or patterns):
+    names = source or ["python"]
+    if set(names) == {"python"} and (relations or patterns):
         raise InputError("--relations and --patterns are of facts in files; expected --facts with them")
     if candidates == "objects" and vocabulary is not None:
         raise InputError("--vocabulary: with --candidates objects the objects of a relation are the candidates")
     if candidates == "vocabulary" and per_token:
         raise InputError("--per-token: words of the vocabulary are one token each; expected --candidates objects")
-    sources = [_facts(name, relations, patterns) for name in source or ["python"]]
+    sources = [_facts(name, relations, patterns) for name in names]
     words = read_vocabulary(vocabulary) if vocabulary is not None else None
     given = {}
     for one in answers or []:
@@ -259,18 +260,12 @@ def _labels(models: list[str]) -> list[str]:
 
 
 def _facts(name: str, relations: Path | None, patterns: Path | None) -> "Facts":
-    from stemma.errors import InputError
     from stemma.probing.facts import read_facts
     from stemma.probing.python_facts import python_facts
 
     if name == "python":
         return python_facts()
-    path = Path(name)
-    if not path.exists():
-        raise InputError(f"--facts {name}: no such file or folder")
-    if patterns is not None and not patterns.is_dir():
-        raise InputError(f"--patterns {patterns}: no such folder")
-    return read_facts(path, relations=relations, patterns=patterns)
+    return read_facts(Path(name), relations=relations, patterns=patterns)
 
 
 def _write(out: Path, several: list[dict[str, Any]], predictions: list[dict[str, Any]]) -> None:
