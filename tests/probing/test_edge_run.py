@@ -215,6 +215,7 @@ def test_what_is_not_read_is_counted_and_labels_of_one_part_only_are_named(tmp_p
     ("task", "message"),
     [
         (EdgeTask("x", part(2, 0), part(2, 0, pairs=True)), "x: parts with one span and with two a target"),
+        (EdgeTask("x", part(2, 0), part(2, 0), scored="ARG["), r"x: 'ARG\[' is no regular expression"),
         (EdgeTask("x", part(2, 0), part(2, 0), scored="no"), "x: no label matches 'no'; there are name, word"),
         (
             EdgeTask("x", part(2, 0), [Sentence(("fox",) * 99, (Target(((98, 99),), ("word",)),))]),
