@@ -1,14 +1,11 @@
 """`stemma probe facts` and `stemma ask`, in this process but through the real entry point."""
 
-import io
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from stemma.cli import main
 from stemma.data.tokenizers import load_tokenizer, train_tokenizer
 from stemma.families import load, save
 from stemma.families.bert.model import BERT, BERTConfig
@@ -49,19 +46,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, folder, tmp_path):
+def run(monkeypatch, stemma, folder, tmp_path):
     """run(verb, *arguments, stdin=bytes) -> (exit code, standard output, standard error)."""
 
     def call(*arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
         monkeypatch.chdir(folder)
         monkeypatch.setenv("COLUMNS", "200")
         monkeypatch.setenv("STEMMA_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(sys, "argv", ["stemma", *arguments])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        with pytest.raises(SystemExit) as end:
-            main()
-        output = capsys.readouterr()
-        return end.value.code or 0, output.out, output.err
+        return stemma(*arguments, stdin=stdin)
 
     return call
 
