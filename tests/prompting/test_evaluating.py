@@ -92,8 +92,8 @@ def test_a_run_goes_on_where_it_was(asked, task, tmp_path):
     assert len(lines) == 15 and json.loads((tmp_path / "out/results.json").read_text())["questions"] == 14
     path.write_text("\n".join(lines[:6]) + "\n" + lines[6][:40])  # torn by a kill
     told = []
-    again = evaluate(asked, loaded, out=tmp_path / "out", progress=lambda done, total: told.append(done))
-    assert told == [5, 14] and again.metrics == whole.metrics and len(path.read_text().splitlines()) == 15
+    again = evaluate(asked, loaded, out=tmp_path / "out", report=told.append)
+    assert told == [5, 9] and again.metrics == whole.metrics and len(path.read_text().splitlines()) == 15
     with pytest.raises(InputError, match="of another run .*shots: 1, 0"):
         evaluate(asked, loaded, Protocol(shots=1), out=tmp_path / "out")
     path.write_text("x\n")
