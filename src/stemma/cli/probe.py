@@ -15,6 +15,13 @@ app = typer.Typer(
 )
 
 
+Out = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Folder for report.html, results.json and predictions.jsonl.")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, ...")]
+AsJSON = Annotated[bool, typer.Option("--json", help="Print the results as JSON; the rest goes to stderr.")]
+
+
 @app.callback()
 def _group() -> None:
     pass
@@ -60,13 +67,9 @@ def facts(
             metavar="NAME=FILE",
         ),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder for report.html, results.json and predictions.jsonl.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the results as JSON; the rest goes to stderr.")
-    ] = False,
+    out: Out = None,
+    device: Device = "cpu",
+    as_json: AsJSON = False,
 ) -> None:
     """Ask models for facts as cloze questions (LAMA): P@1, P@10 and more, macro over relations, raw and filtered.
 
@@ -96,8 +99,7 @@ def facts(
 
     if len(set(models)) < len(models):
         raise InputError(f"{', '.join(models)}: one model is there twice")
-    if out is not None and out.is_file():
-        raise InputError(f"--out {out}: a file; expected a folder")
+    _check(out)
     names = source or ["python"]
     if set(names) == {"python"} and (relations or patterns):
         raise InputError("--relations and --patterns are of facts in files; expected --facts with them")
@@ -165,13 +167,9 @@ def edges(
         float, typer.Option(help="Of Adam; published: 1e-4, with up to 250,000 updates.", min=0)
     ] = 5e-4,
     seed: Annotated[int, typer.Option(help="Of the probes, their batches and what is random.")] = 0,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder for report.html, results.json and predictions.jsonl.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the results as JSON; the rest goes to stderr.")
-    ] = False,
+    out: Out = None,
+    device: Device = "cpu",
+    as_json: AsJSON = False,
 ) -> None:
     """Probe a frozen model's layers for labels of spans (edge probing): micro-F1 with intervals, by label, by layer.
 
@@ -187,7 +185,6 @@ def edges(
 
     from stemma.cli.devices import device_named
     from stemma.data.tokenizers import load_tokenizer
-    from stemma.errors import InputError
     from stemma.families import load
     from stemma.families.elmo.model import ELMo
     from stemma.files import cache_directory, write_whole
@@ -199,8 +196,7 @@ def edges(
     from stemma.training.hardware import prepare_processor
     from stemma.training.progress import counting
 
-    if out is not None and out.is_file():
-        raise InputError(f"--out {out}: a file; expected a folder")
+    _check(out)
     data = _edges(task, train, dev, test, labels)
     prepare_processor()
     console, progress = Console(stderr=as_json), Console(stderr=True)
@@ -230,6 +226,13 @@ def edges(
         console.print(f"report: {out / 'report.html'}", highlight=False, soft_wrap=True)
     if as_json:
         print(json.dumps(results))
+
+
+def _check(out: Path | None) -> None:
+    from stemma.errors import InputError
+
+    if out is not None and out.is_file():
+        raise InputError(f"--out {out}: a file; expected a folder")
 
 
 def _edges(task: str, train: Path | None, dev: Path | None, test: Path | None, labels: str | None) -> "EdgeTask":
