@@ -96,7 +96,7 @@ class Ours(_Strict):
     """
 
     answer: Kind | None = None
-    choices: str = Field("ABCDE", pattern="^[A-Z]+$")
+    choices: str = Field(default="ABCDE", pattern="^[A-Z]+$")
     fractions: bool = False
     gold: str | None = None
     reasoning: str | None = None
@@ -105,7 +105,7 @@ class Ours(_Strict):
     reasoning_tokens: int = Field(default=128, ge=1)
     answer_tokens: int = Field(default=32, ge=1)
     vote_temperature: float = Field(default=0.7, gt=0)
-    vote_top_k: int | None = Field(None, ge=1)
+    vote_top_k: int | None = Field(default=None, ge=1)
     unconditional: str = "Answer:"
 
 
