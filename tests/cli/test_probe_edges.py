@@ -57,6 +57,11 @@ def test_results_as_json(run) -> None:
     assert list(results["by_label"]) == ["name"] and results["by_label"]["name"]["support"] == 24
 
 
+def test_a_folder_that_cannot_be_written_is_one_line(run) -> None:
+    code, out, err = run("bert", *DATA, "--no-baselines", "--out", "edges.jsonl/out", "--json")
+    assert code == 1 and out == "" and err.count("error:") == 1 and "Not a directory" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

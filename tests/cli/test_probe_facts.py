@@ -79,6 +79,11 @@ def _public(kind: type) -> list[str]:
     return [name for name in vars(kind) if not name.startswith("_")]
 
 
+def test_a_folder_that_cannot_be_written_is_one_line(run) -> None:
+    code, out, err = run("probe", "facts", "bert", "--facts", "facts.jsonl", "--out", "words.txt/out", "--json")
+    assert code == 1 and out == "" and err.count("error:") == 1 and "Not a directory" in err
+
+
 def test_facts_about_python_need_no_data(run) -> None:
     code, out, _ = run("probe", "facts", "bert", "--json")
     (results,) = json.loads(out)

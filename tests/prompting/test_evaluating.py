@@ -187,10 +187,13 @@ def test_from_the_command_line(asked, task, tmp_path, capsys):
 
     save(asked.model, asked.tokenizer, tmp_path / "model")
     path = task(CHOICE)
+    arguments = ["evaluate", str(tmp_path / "model"), "--task", str(path), "--shots", "1", "--most", "4"]
+    with pytest.raises(SystemExit) as left:
+        build()([*arguments, "--out", f"{path}/out"])
+    assert left.value.code == 1 and "Not a directory" in capsys.readouterr().err
     for extra in (["--json"], []):
-        arguments = ["evaluate", str(tmp_path / "model"), "--task", str(path), "--shots", "1", "--most", "4", *extra]
         with pytest.raises(SystemExit) as left:
-            build()(arguments)
+            build()([*arguments, *extra])
         assert not left.value.code
         said = capsys.readouterr().out
         if extra:

@@ -25,6 +25,7 @@ def evaluate_task(
     as_json: bool,
 ) -> None:
     """Print the metrics of a task with their standard errors, and what the answers cost."""
+    from stemma.cli.failures import failures
     from stemma.prompting.evaluating import Protocol, evaluate
     from stemma.prompting.tasks import load_task
     from stemma.training.progress import counting
@@ -32,7 +33,8 @@ def evaluate_task(
     protocol = Protocol(shots, seed, reasoning, votes)  # type: ignore[arg-type]
     loaded = load_task(task, most=most, examples=shots is None or shots > 0)
     asked = _asked(model, name, device)
-    with counting(Console(stderr=True), f"asking {loaded.file.task}", len(loaded.questions)) as report:
+    said = Console(stderr=True)
+    with failures(said), counting(said, f"asking {loaded.file.task}", len(loaded.questions)) as report:
         found = evaluate(asked, loaded, protocol, out=out, report=report)
     if as_json:
         metrics = {name: {"mean": share.mean, "error": share.error} for name, share in found.metrics.items()}
