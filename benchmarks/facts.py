@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import transformers
 
-from common import interleave, machine, median, table
+from common import interleave, machine, rates_row, table
 from stemma import families
 from stemma.data.tokenizers import Tokenizer, load_tokenizer
 from stemma.families.bert.model import BERT, BERTConfig
@@ -107,14 +107,8 @@ def main() -> None:
         "stemma": lambda: probe([asked], selection),
         "transformers": lambda: peer(texts, batch_size=PEER_BATCH),
     }
-    rates = {name: len(texts) / median(times) for name, times in interleave(arms, options.rounds).items()}
-    ratio = rates["stemma"] / rates["transformers"]
-    print(
-        table(
-            ["questions/s", "stemma", "transformers", "times the peer"],
-            [["batches", f"{rates['stemma']:.1f}", f"{rates['transformers']:.1f}", f"{ratio:.2f}"]],
-        )
-    )
+    row = rates_row("batches", len(texts), interleave(arms, options.rounds))
+    print(table(["questions/s", *arms, "times the peer"], [row]))
     print(f"\npython {' '.join(sys.argv)}")
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import transformers
 
-from common import interleave, machine, median, table
+from common import interleave, machine, rates_row, table
 from stemma import families
 from stemma.families.bert.model import BERT, BERTConfig
 from stemma.inference.filling import fill
@@ -94,9 +94,7 @@ def main() -> None:
     print(f"same tokens, probabilities equal to {max(differences):.0e}\n")
     rows = []
     for way, arms in ways.items():
-        rates = {name: len(queries) / median(times) for name, times in interleave(arms, options.rounds).items()}
-        ratio = rates["stemma"] / rates["transformers"]
-        rows.append([way, f"{rates['stemma']:.1f}", f"{rates['transformers']:.1f}", f"{ratio:.2f}"])
+        rows.append(rates_row(way, len(queries), interleave(arms, options.rounds)))
     print(table(["queries/s", "stemma", "transformers", "times the peer"], rows))
     print(f"\npython {' '.join(sys.argv)}")
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import transformers
 
-from common import interleave, machine, median, table
+from common import interleave, machine, rates_row, table
 from stemma import families
 from stemma.data.tokenizers import train_tokenizer
 from stemma.families.gpt.model import GPT, GPTConfig
@@ -77,15 +77,9 @@ def main() -> None:
         raise SystemExit(f"the scores differ by {difference}")
     print(machine())
     print(f"{options.questions} questions with four answers, {options.shots} examples; same to {difference:.0e}\n")
-    times = interleave({"stemma": lambda: asked.score(pairs), "lm_eval": theirs}, options.rounds, warmup=0)
-    rates = {name: options.questions / median(seconds) for name, seconds in times.items()}
-    ratio = rates["stemma"] / rates["lm_eval"]
-    print(
-        table(
-            ["questions/s", "stemma", "lm-evaluation-harness", "times the peer"],
-            [["likelihood", f"{rates['stemma']:.2f}", f"{rates['lm_eval']:.2f}", f"{ratio:.2f}"]],
-        )
-    )
+    arms = {"stemma": lambda: asked.score(pairs), "lm-evaluation-harness": theirs}
+    row = rates_row("likelihood", options.questions, interleave(arms, options.rounds, warmup=0), digits=2)
+    print(table(["questions/s", *arms, "times the peer"], [row]))
     print(f"\npython {' '.join(sys.argv)}")
 
 

@@ -1,12 +1,11 @@
 """Which of two models is preferred, by rewards and by an endpoint that is asked in both orders."""
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+from endpoints import serving
 from policies import directory_of, policy_of, prompts_file, with_reading
 
 from stemma.alignment.judges import judge_by_endpoint, judge_by_reward
@@ -36,29 +35,13 @@ def test_win_rates_by_a_reward():
 @contextmanager
 def endpoint(answer) -> Iterator[tuple[str, list]]:
     """A server of chat completions that says `answer(question)`; what it was asked is kept."""
-    asked: list = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            asked.append({**content, "path": self.path, "key": self.headers.get("Authorization")})
-            status, said = answer(content["messages"][0]["content"])
-            body = json.dumps({"choices": [{"message": {"content": said}}]}).encode()
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(body)
+    def chat(body):
+        status, said = answer(body["messages"][0]["content"])
+        return status, {"choices": [{"message": {"content": said}}]}
 
-        def log_message(self, *args):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1", asked
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serving(chat) as found:
+        yield found
 
 
 def longer_one(question):

@@ -1,12 +1,8 @@
 """`stemma chat`, in this process but through the real entry point."""
 
-import io
-import sys
-
 import pytest
 import torch
 
-from stemma.cli import main
 from stemma.data.tokenizers import train_tokenizer
 from stemma.families import save
 from stemma.families.gpt.model import GPT, GPTConfig
@@ -35,19 +31,14 @@ def model():
 
 
 @pytest.fixture
-def talk(monkeypatch, capsys, tmp_path, model, tokenizer):
+def talk(stemma, tmp_path, model, tokenizer):
     """talk(lines, *arguments, template=) -> (exit code, standard output, standard error)."""
 
     def call(lines: str, *arguments: str, template: str | None = None) -> tuple[int, str, str]:
         save(model, tokenizer, tmp_path / "small")
         if template:
             (tmp_path / "small" / "chat_template.jinja").write_text(template)
-        monkeypatch.setattr(sys, "argv", ["stemma", "chat", str(tmp_path / "small"), "--temperature", "0", *arguments])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
-        with pytest.raises(SystemExit) as end:
-            main()
-        output = capsys.readouterr()
-        return end.value.code or 0, output.out, output.err
+        return stemma("chat", tmp_path / "small", "--temperature", "0", *arguments, stdin=lines.encode())
 
     return call
 

@@ -1,14 +1,11 @@
 """`stemma embed`, in this process but through the real entry point."""
 
-import io
 import json
-import sys
 
 import numpy as np
 import pytest
 import torch
 
-from stemma.cli import main
 from stemma.data.tokenizers import load_tokenizer, train_tokenizer
 from stemma.families import load, save
 from stemma.families.bert.model import BERT, BERTConfig
@@ -26,17 +23,12 @@ def directory(tmp_path_factory):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, directory, tmp_path):
+def run(monkeypatch, stemma, directory, tmp_path):
     """run(*arguments) -> (exit code, standard output, standard error), in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["stemma", "embed", str(directory), *arguments])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        with pytest.raises(SystemExit) as end:
-            main()
-        output = capsys.readouterr()
-        return end.value.code or 0, output.out, output.err
+        return stemma("embed", directory, *arguments, stdin=stdin)
 
     return call
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from stemma.cli import main
 from stemma.families import load, save
 from stemma.families.elmo.model import ELMo, ELMoConfig
 from stemma.inference import word_files
@@ -27,17 +26,13 @@ def directory(tmp_path_factory):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, directory, tmp_path):
+def run(monkeypatch, stemma, directory, tmp_path):
     """run(*arguments) -> (exit code, standard output, standard error), in a folder with a.txt."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").write_text("\n".join(LINES) + "\n")
 
     def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["stemma", "embed", str(directory), "a.txt", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        output = capsys.readouterr()
-        return end.value.code or 0, output.out, output.err
+        return stemma("embed", directory, "a.txt", *arguments)
 
     return call
 

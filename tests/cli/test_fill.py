@@ -1,13 +1,10 @@
 """`stemma fill`, in this process but through the real entry point."""
 
-import io
 import json
-import sys
 
 import pytest
 import torch
 
-from stemma.cli import main
 from stemma.data.tokenizers import load_tokenizer, train_tokenizer
 from stemma.families import load, save
 from stemma.families.bert.model import BERT, BERTConfig
@@ -26,16 +23,11 @@ def directory(tmp_path_factory):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, directory):
+def run(stemma, directory):
     """run(*arguments, stdin=bytes) -> (exit code, standard output, standard error)."""
 
     def call(*arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["stemma", "fill", str(directory), *arguments])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        with pytest.raises(SystemExit) as end:
-            main()
-        output = capsys.readouterr()
-        return end.value.code or 0, output.out, output.err
+        return stemma("fill", directory, *arguments, stdin=stdin)
 
     return call
 

@@ -1,6 +1,5 @@
 """`stemma generate`, in this process but through the real entry point."""
 
-import io
 import json
 import sys
 
@@ -34,16 +33,11 @@ def directory(tmp_path_factory, tokenizer):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, directory):
+def run(stemma, directory):
     """run(*arguments, stdin=bytes) -> (exit code, standard output, standard error)."""
 
     def call(*arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["stemma", "generate", str(directory), *arguments])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        with pytest.raises(SystemExit) as end:
-            main()
-        output = capsys.readouterr()
-        return end.value.code or 0, output.out, output.err
+        return stemma("generate", directory, *arguments, stdin=stdin)
 
     return call
 

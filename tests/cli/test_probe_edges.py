@@ -1,13 +1,11 @@
 """`stemma probe edges`, in this process but through the real entry point."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 from tiny_models import directory_of
 
-from stemma.cli import main
 from stemma.insights.parts import Bars
 from stemma.insights.report import read_report
 
@@ -15,7 +13,7 @@ WORDS = ["the", "fox", "sings", "to", "Anna", "and", "Boris", "in", "Paris"]
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path: Path):
+def run(monkeypatch, stemma, tmp_path: Path):
     """run(*arguments) -> (exit code, standard output, standard error), beside a model and edges.jsonl."""
     directory_of("bert", tmp_path)
     targets = [
@@ -28,11 +26,7 @@ def run(monkeypatch, capsys, tmp_path: Path):
     monkeypatch.setenv("STEMMA_CACHE", str(tmp_path / "cache"))
 
     def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["stemma", "probe", "edges", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        output = capsys.readouterr()
-        return end.value.code or 0, output.out, output.err
+        return stemma("probe", "edges", *arguments)
 
     return call
 
@@ -61,6 +55,11 @@ def test_results_as_json(run) -> None:
     results = json.loads(out)
     assert code == 0 and results["model"] == "bert" and list(results["encoders"]) == ["mix"]
     assert list(results["by_label"]) == ["name"] and results["by_label"]["name"]["support"] == 24
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(run) -> None:
+    code, out, err = run("bert", *DATA, "--no-baselines", "--out", "edges.jsonl/out", "--json")
+    assert code == 1 and out == "" and err.count("error:") == 1 and "Not a directory" in err
 
 
 @pytest.mark.parametrize(

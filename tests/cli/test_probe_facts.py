@@ -1,14 +1,11 @@
 """`stemma probe facts` and `stemma ask`, in this process but through the real entry point."""
 
-import io
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from stemma.cli import main
 from stemma.data.tokenizers import load_tokenizer, train_tokenizer
 from stemma.families import load, save
 from stemma.families.bert.model import BERT, BERTConfig
@@ -49,19 +46,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, folder, tmp_path):
+def run(monkeypatch, stemma, folder, tmp_path):
     """run(verb, *arguments, stdin=bytes) -> (exit code, standard output, standard error)."""
 
     def call(*arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
         monkeypatch.chdir(folder)
         monkeypatch.setenv("COLUMNS", "200")
         monkeypatch.setenv("STEMMA_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(sys, "argv", ["stemma", *arguments])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        with pytest.raises(SystemExit) as end:
-            main()
-        output = capsys.readouterr()
-        return end.value.code or 0, output.out, output.err
+        return stemma(*arguments, stdin=stdin)
 
     return call
 
@@ -85,6 +77,11 @@ def test_models_side_by_side_in_a_table_and_a_report(run, tmp_path: Path) -> Non
 
 def _public(kind: type) -> list[str]:
     return [name for name in vars(kind) if not name.startswith("_")]
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(run) -> None:
+    code, out, err = run("probe", "facts", "bert", "--facts", "facts.jsonl", "--out", "words.txt/out", "--json")
+    assert code == 1 and out == "" and err.count("error:") == 1 and "Not a directory" in err
 
 
 def test_facts_about_python_need_no_data(run) -> None:
@@ -126,19 +123,24 @@ def test_ask_reads_questions_one_after_the_other(run) -> None:
     ("arguments", "message"),
     [
         (("probe", "facts", "bert", "bert"), "bert, bert: one model is there twice"),
-        (("probe", "facts", "bert", "--facts", "absent"), "--facts absent: no such file or folder"),
+        (("probe", "facts", "bert", "--facts", "absent"), "absent: no such file or folder of facts"),
         (
             ("probe", "facts", "bert", "--facts", "facts.jsonl", "--patterns", "absent"),
-            "--patterns absent: no such folder",
+            "absent: no such folder of templates",
         ),
         (("probe", "facts", "bert", "--relations", "relations.jsonl"), "expected --facts with them"),
+        (("probe", "facts", "bert", "--facts", "python", "--patterns", "."), "expected --facts with them"),
+        (
+            ("ask", "bert", "x [MASK]", "--knowledge", "facts.jsonl", "--patterns", "absent"),
+            "absent: no such folder of",
+        ),
         (("probe", "facts", "bert", "--per-token"), "expected --candidates objects"),
         (("probe", "facts", "bert", "--candidates", "objects", "--vocabulary", "words.txt"), "--vocabulary: with"),
         (("probe", "facts", "bert", "--answers", "file.jsonl"), "--answers file.jsonl: expected NAME=FILE"),
         (("probe", "facts", "bert", "--out", "words.txt"), "--out words.txt: a file; expected a folder"),
         (("probe", "facts", "bert", "--vocabulary", "empty.txt"), "empty.txt: no words in it"),
         (("ask", "bert", "x [MASK]", "--relations", "relations.jsonl"), "expected --knowledge with them"),
-        (("ask", "bert", "x [MASK]", "--knowledge", "absent"), "--knowledge absent: no such file or folder"),
+        (("ask", "bert", "x [MASK]", "--knowledge", "absent"), "absent: no such file or folder of facts"),
         (("ask", "bert", "no blank"), "no blank in 'no blank'"),
     ],
 )

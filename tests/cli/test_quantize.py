@@ -1,14 +1,11 @@
 """`--quantize` of `stemma generate` and `stemma evaluate`, in this process but through the real entry point."""
 
-import io
 import json
 import re
-import sys
 
 import pytest
 import torch
 
-from stemma.cli import main
 from stemma.data.corpora import CorpusSource
 from stemma.data.tokenizers import train_tokenizer
 from stemma.evaluation.likelihood import score_text
@@ -41,17 +38,12 @@ def directory(tmp_path_factory, tokenizer):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
+def run(monkeypatch, stemma, tmp_path):
     """run(*arguments) -> (exit code, standard output, standard error)."""
 
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setenv("STEMMA_CACHE", str(tmp_path))
-        monkeypatch.setattr(sys, "argv", ["stemma", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
-        with pytest.raises(SystemExit) as end:
-            main()
-        output = capsys.readouterr()
-        return end.value.code or 0, output.out, output.err
+        return stemma(*arguments)
 
     return call
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from safetensors import SafetensorError
 
-from stemma.cli import main
 from stemma.data.vectors import WordVectors
 from stemma.training.progress import ConsoleDisplay
 
@@ -55,15 +54,11 @@ def recipe(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(stemma):
     """run(*arguments) -> (exit code, standard output, standard error)."""
 
     def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["stemma", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        output = capsys.readouterr()
-        return end.value.code or 0, output.out, output.err
+        return stemma(*arguments)
 
     return call
 

@@ -158,7 +158,7 @@ def test_predictions_are_whole_or_not_there(run, tmp_path: Path, monkeypatch: py
         (["examples.jsonl", "--pair", "kind"], "finetuned: fine-tuned on single texts; expected one text"),
         (
             ["examples.jsonl", "--documents", "line"],
-            "--documents: finetuned is fine-tuned, and this option is of texts",
+            "--documents: finetuned is fine-tuned, and this option is of a language model",
         ),
         (
             ["examples.jsonl", "--predictions", "said.txt"],
@@ -187,6 +187,34 @@ def test_a_language_model_has_no_task(run, tmp_path: Path) -> None:
     code, printed, error = run(directory, tmp_path / "text.txt", "--json")
     assert code == 0, error
     assert json.loads(printed)["targets"] == len(tokenizer_of("gpt").encode(WORDS))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shots", 4], "--shots: gpt is no fine-tuned model, and this option is of a task that stands in a prompt"),
+        (["--votes", 5], "--votes: gpt is"),
+        (["--reasoning", "few-shot"], "--reasoning: gpt is"),
+        (["--out", "folder"], "--out: gpt is"),
+        (["--most", 5], "--most: gpt is"),
+        (["--judge", "reward"], "--judge: gpt is"),
+        (["--restrict", 10], "--restrict: gpt is no fine-tuned model, and this option is of word vectors"),
+        (["--no-header"], "--header: gpt is no fine-tuned model, and this option is of a fine-tuned model"),
+        (["--task", "sums.yaml", "--against", "other"], "--against: sums.yaml stands in a prompt, and"),
+        (["--task", "sums.yaml", "--length", 5], "--length: sums.yaml stands in a prompt, and"),
+        (["--task", "preference", "--shots", 4], "--shots: --task preference compares responses, and"),
+        (["--task", "preferences"], "--task preferences: no such evaluation (did you mean 'preference'?)"),
+        (["--analogies", "a.txt", "--task", "sums.yaml"], "--task: --analogies and --similarity are of word vectors"),
+    ],
+)
+def test_options_of_another_evaluation_are_refused(
+    run, arguments: list[Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    directory_of("gpt", tmp_path)
+    code, printed, error = run("gpt", *arguments)
+    assert code == 2 and not printed
+    assert error.startswith(f"error: {message}") and error.count("\n") == 1
 
 
 def test_adapters_are_measured_as_they_are(run, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from stemma.families.lstm.model import LSTM, LSTMConfig
 from stemma.families.mistral.model import Mistral, MistralConfig
 from stemma.families.t5.model import T5, T5Config
 from stemma.families.t5.tokens import prepare_tokenizer as prepare_t5
+from stemma.families.transformer.model import Transformer, TransformerConfig
 from stemma.finetuning.recipe import FineTuningRecipe, build_recipe
 
 WORDS = (
@@ -52,6 +53,8 @@ def model_of(family: str, *, context: int = 64, seed: int = 0) -> Any:
         model = GLM(GLMConfig(**shape, context=context, dropout=0.0))
     elif family == "lstm":
         model = LSTM(LSTMConfig(vocabulary, embedding=32, hidden=32, layers=2, inner=24, tie_output=True))
+    elif family == "transformer":
+        model = Transformer(TransformerConfig(**shape, feed_forward=64))
     else:
         model = T5(T5Config(**shape, head_dim=8, feed_forward=64))
     return model.eval()

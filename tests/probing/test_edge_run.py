@@ -138,13 +138,13 @@ def test_control_labels_are_of_the_words_and_as_frequent() -> None:
     assert 0.22 < rare / 4000 < 0.28
 
 
-@pytest.mark.parametrize("family", ["bert", "gpt", "glm", "t5", "mixtral"])
+@pytest.mark.parametrize("family", ["bert", "gpt", "glm", "t5", "mixtral", "lstm", "transformer"])
 def test_a_random_encoder_has_the_embeddings_and_orthogonal_layers(family: str) -> None:
     model: Any = model_of(family)
     other = randomised(model, 0)
-    blocks = (other.encoder if family == "t5" else other).blocks
+    blocks = (other.encoder if family in ("t5", "transformer") else other).blocks
     for name, weight in blocks.named_parameters():
-        if name.endswith("bias"):
+        if "bias" in name.rpartition(".")[2]:
             assert not weight.any()
         elif weight.dim() == 1:
             assert torch.all(weight == 1)
@@ -153,7 +153,9 @@ def test_a_random_encoder_has_the_embeddings_and_orthogonal_layers(family: str) 
             torch.testing.assert_close(rows @ rows.mT, torch.eye(rows.shape[-2]).expand(*rows.shape[:-2], -1, -1))
     kept = {name for name, weight in model.state_dict().items() if torch.equal(weight, other.state_dict()[name])}
     assert any("embedding" in name for name in kept)
-    assert not torch.equal(next(iter(randomised(model, 1).parameters())), torch.tensor(0.0))
+    again, third = randomised(model, 0).state_dict(), randomised(model, 1).state_dict()
+    assert all(torch.equal(weight, again[name]) for name, weight in other.state_dict().items())
+    assert any(not torch.equal(weight, third[name]) for name, weight in other.state_dict().items())
 
 
 def test_the_first_part_of_a_code_is_a_bit_a_decision(examples: Examples, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,6 +215,7 @@ def test_what_is_not_read_is_counted_and_labels_of_one_part_only_are_named(tmp_p
     ("task", "message"),
     [
         (EdgeTask("x", part(2, 0), part(2, 0, pairs=True)), "x: parts with one span and with two a target"),
+        (EdgeTask("x", part(2, 0), part(2, 0), scored="ARG["), r"x: 'ARG\[' is no regular expression"),
         (EdgeTask("x", part(2, 0), part(2, 0), scored="no"), "x: no label matches 'no'; there are name, word"),
         (
             EdgeTask("x", part(2, 0), [Sentence(("fox",) * 99, (Target(((98, 99),), ("word",)),))]),

@@ -96,6 +96,13 @@ def test_lines_that_are_no_facts(tmp_path: Path, name: str, row: dict, message: 
 
 
 def test_bad_relations_and_folders(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    with pytest.raises(InputError, match="more: further templates of which relations"):
+        read_facts(
+            write(tmp_path / "one/facts.jsonl", {"sub_label": "A", "obj_label": "B"}), patterns=tmp_path / "more"
+        )
+    with pytest.raises(InputError, match="none: no such file or folder of facts"):
+        read_facts(tmp_path / "none")
     with pytest.raises(InputError, match="no .jsonl in this folder"):
         read_facts(tmp_path)
     with pytest.raises(InputError, match=r"line 1: '\[X\] is\.' lacks \[X\] or \[Y\]"):

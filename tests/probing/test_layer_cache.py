@@ -39,20 +39,21 @@ def test_layers_are_those_of_transformers(family: str, tmp_path: Path) -> None:
     torch.testing.assert_close(ours[:, 1, :3], expected[:, 1, :3], atol=2e-5, rtol=1e-4)
 
 
-def test_the_last_layer_is_the_states_and_no_hook_stays() -> None:
-    model, tokens = model_of("glm"), torch.tensor([[5, 9, 17, 30, 8]])
+@pytest.mark.parametrize("family", ["glm", "transformer"])
+def test_the_last_layer_is_the_states_and_no_hook_stays(family: str) -> None:
+    model, tokens = model_of(family), torch.tensor([[5, 9, 17, 30, 8]])
     layers = layers_of(model, tokens, torch.tensor([5]))
     torch.testing.assert_close(layers[-1], states_of(model, tokens, torch.tensor([5])))
-    assert not any(block._forward_hooks or block._forward_pre_hooks for block in model.blocks)
+    assert not any(block._forward_hooks or block._forward_pre_hooks for block in model.modules())
 
 
 def test_layers_of_different_widths_are_refused() -> None:
     model = LSTM(LSTMConfig(50, embedding=8, hidden=16, layers=1)).eval()
-    with pytest.raises(InputError, match="whose layers are 8, 16 wide"):
+    with pytest.raises(InputError, match="^an LSTM whose layers are 8, 16 wide"):
         layers_of(model, torch.tensor([[1, 2]]), torch.tensor([2]))
 
 
-@pytest.mark.parametrize("family", ["bert", "gpt", "glm", "t5"])
+@pytest.mark.parametrize("family", ["bert", "gpt", "glm", "t5", "transformer"])
 def test_each_sentence_is_read_in_its_frame(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = model_of(family), tokenizer_of(family)
     layers = layers_of_sentences(model, tokenizer, SENTENCES, tmp_path)

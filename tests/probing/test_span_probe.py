@@ -64,17 +64,14 @@ def test_logits_are_those_of_a_plain_probe(view: View, targets: list) -> None:
         torch.testing.assert_close(logits[probe], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_layers_side_by_side_and_neighbours_are_longer_inputs() -> None:
-    joined, wide = made(span_probe.joined(2), 1), made(span_probe.lexical(radius=1), 1)
-    states = torch.randn(5, 1, 3, HIDDEN)
-    seen = torch.cat([states[:, 0, 0], states[:, 0, 2]], -1)
-    inner = made(View(((0,),)), 1)
-    for outer, values, inputs in ((joined, states, seen), (wide, states[:, :, :].transpose(1, 2), states.flatten(1))):
-        inner.projections = outer.projections
-        inner.attentions, inner.hidden, inner.output = outer.attentions, outer.hidden, outer.output
-        inner.norm_weight, inner.norm_bias = outer.norm_weight, outer.norm_bias
-        spans = spans_of([[(0, 2)], [(3, 5)]])
-        torch.testing.assert_close(outer(values, spans), inner(inputs[:, None, None], spans))
+def test_neighbours_are_a_longer_input() -> None:
+    wide, inner = made(span_probe.lexical(radius=1), 1), made(span_probe.lexical(), 1)
+    states = torch.randn(5, 3, 1, HIDDEN)
+    inner.projections = wide.projections
+    inner.attentions, inner.hidden, inner.output = wide.attentions, wide.hidden, wide.output
+    inner.norm_weight, inner.norm_bias = wide.norm_weight, wide.norm_bias
+    spans = spans_of([[(0, 2)], [(3, 5)]])
+    torch.testing.assert_close(wide(states, spans), inner(states.flatten(1)[:, None, None], spans))
 
 
 def test_gradients_of_pools_are_exact() -> None:

@@ -92,8 +92,8 @@ def test_a_run_goes_on_where_it_was(asked, task, tmp_path):
     assert len(lines) == 15 and json.loads((tmp_path / "out/results.json").read_text())["questions"] == 14
     path.write_text("\n".join(lines[:6]) + "\n" + lines[6][:40])  # torn by a kill
     told = []
-    again = evaluate(asked, loaded, out=tmp_path / "out", progress=lambda done, total: told.append(done))
-    assert told == [5, 14] and again.metrics == whole.metrics and len(path.read_text().splitlines()) == 15
+    again = evaluate(asked, loaded, out=tmp_path / "out", report=told.append)
+    assert told == [5, 9] and again.metrics == whole.metrics and len(path.read_text().splitlines()) == 15
     with pytest.raises(InputError, match="of another run .*shots: 1, 0"):
         evaluate(asked, loaded, Protocol(shots=1), out=tmp_path / "out")
     path.write_text("x\n")
@@ -152,7 +152,7 @@ def test_votes_in_an_evaluation(task):
     assert found.costs["without an answer"] == pytest.approx(1 / 6) and found.costs["tied votes"] == 0
 
 
-def test_what_cannot_be_asked(asked, task):
+def test_what_cannot_be_asked(asked, task, tmp_path):
     with pytest.raises(InputError, match="are for tasks whose answers are written"):
         evaluate(asked, load_task(task(CHOICE)), Protocol(votes=2))
     plain = WRITING.split("stemma:")[0]
@@ -165,7 +165,10 @@ def test_what_cannot_be_asked(asked, task):
         bare = load_task(task(plain + "stemma: {answer: number}\n"))
         evaluate(asked, bare, Protocol(shots=1, reasoning="few-shot"))
     with pytest.raises(InputError, match="no votes"):
-        evaluate(asked, load_task(task(WRITING)), Protocol(votes=2, reasoning="least-to-most"))
+        evaluate(asked, load_task(task(WRITING)), Protocol(0, 1, "least-to-most", 2), out=tmp_path / "out")
+    with pytest.raises(InputError, match="20 shots, and there are 13"):
+        evaluate(asked, load_task(task(WRITING)), Protocol(shots=20), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()  # so that the next try is no other run's
 
 
 def test_a_model_writes_as_generate_does(asked):
@@ -184,10 +187,13 @@ def test_from_the_command_line(asked, task, tmp_path, capsys):
 
     save(asked.model, asked.tokenizer, tmp_path / "model")
     path = task(CHOICE)
+    arguments = ["evaluate", str(tmp_path / "model"), "--task", str(path), "--shots", "1", "--most", "4"]
+    with pytest.raises(SystemExit) as left:
+        build()([*arguments, "--out", f"{path}/out"])
+    assert left.value.code == 1 and "Not a directory" in capsys.readouterr().err
     for extra in (["--json"], []):
-        arguments = ["evaluate", str(tmp_path / "model"), "--task", str(path), "--shots", "1", "--most", "4", *extra]
         with pytest.raises(SystemExit) as left:
-            build()(arguments)
+            build()([*arguments, *extra])
         assert not left.value.code
         said = capsys.readouterr().out
         if extra:

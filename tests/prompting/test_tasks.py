@@ -38,6 +38,19 @@ def test_questions_of_templates_fields_and_lists(task):
         ("task: t\ndoc_to_target: '{{'\n", "t: doc_to_target: "),
         (CHOICE.replace(": gold", ": 7"), "choice: doc_to_target of row 1: 7, expected one of the choices"),
         (CHOICE.replace(": choices", ": gold"), "choice: doc_to_choice of row 1: 0, expected a list"),
+        (
+            CHOICE + "metric_list: [{metric: acc_mutual_info}]\n",
+            "metric_list: acc_mutual_info; of multiple_choice each",
+        ),
+        (CHOICE + "metric_list: [{metric: exact_match}]\n", "metric_list: exact_match; of multiple_choice each of acc"),
+        (WRITING + "metric_list: [{metric: bleu}]\n", "metric_list: bleu; of generate_until each of exact_match is"),
+        (WRITING + "metric_list: [{metric: exact_match}, {metric: exact_match}]\n", "exact_match twice; of"),
+        (WRITING + "metric_list: [{metric: exact_match, regexes_to_ignore: ['(']}]\n", "no regular expression"),
+        (
+            WRITING + "filter_list: [{name: x, filter: [{function: regex, regex_pattern: '['}]}]\n",
+            "'\\['.* is no regular",
+        ),
+        (WRITING.replace("answer: number", "answer: choice, choices: a-c"), "stemma.choices: "),
         ("task: t\ndoc_to_target: gold\ntest_split: other\n", "expected a file for the split 'other'"),
     ],
 )
@@ -67,6 +80,8 @@ def test_filters_and_exact_match_of_the_harness():
     strict = Filter(function="regex", regex_pattern=r"The answer is (\-?[0-9\.\,]+).")
     loose = Filter(function="regex", regex_pattern="(-?[$0-9.,]{2,})|(-?[0-9]+)", group_select=-1)
     first = Filter(function="take_first")
+    second = Filter(function="regex", regex_pattern="[0-9]+", group_select=1)
+    assert filtered(["1 2", "1"], [second]) == ["2", "[invalid]"]
     assert filtered(["The answer is 12", "x"], [strict]) == ["1", "[invalid]"]  # as it has it
     assert filtered(["72 clips, altogether ..."], [loose, first]) == ["..."]
     assert filtered([" A", "b ", "b"], [Filter(function="lowercase"), Filter(function="remove_whitespace"),

@@ -53,8 +53,6 @@ def ask(
 
     if knowledge is None and (relations or patterns):
         raise InputError("--relations and --patterns are of a knowledge base; expected --knowledge with them")
-    if knowledge is not None and not knowledge.exists():
-        raise InputError(f"--knowledge {knowledge}: no such file or folder")
     base = Knowledge.of(knowledge, relations=relations, patterns=patterns) if knowledge is not None else None
     prepare_processor()
     network, tokenizer = load(model, device=device_named(device)), load_tokenizer(model)

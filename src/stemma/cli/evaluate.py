@@ -6,30 +6,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from stemma.data.corpora import CorpusSource
     from stemma.finetuning.recipe import DataRecipe
     from stemma.training.held_out import Evaluation
 
-# Options that only one of the two evaluations has, with their defaults.
-OF_TEXT: dict[str, Any] = {"field": "text", "documents": "file", "length": None, "batch_size": 8, "quantize": None}
-OF_TASK: dict[str, Any] = {
-    "text": "text",
-    "pair": None,
-    "label": "label",
-    "source": "source",
-    "target": "target",
-    "question": None,
-    "choices": "choices",
-    "header": True,
-    "quotes": True,
-    "predictions": None,
-}
+# Panels of options; each evaluation refuses those of the others.
 _WORDS = "Of word vectors"
 _TEXT, _TASK = "Of a language model", "Of a fine-tuned model"
 _PREFERENCE = "Of preference (--task preference)"
 _PROMPTED = "Of a task that stands in a prompt (--task FILE)"
+_ASKED = "Of preference and of a task that stands in a prompt"
 
 
 def evaluate(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="A checkpoint directory or a Hugging Face hub id.", metavar="MODEL")],
     corpus: Annotated[
         str,
@@ -41,16 +31,14 @@ def evaluate(
     ] = "python",
     field: Annotated[
         str, typer.Option(help="Field of JSONL, CSV or Parquet rows that holds the text.", rich_help_panel=_TEXT)
-    ] = OF_TEXT["field"],
+    ] = "text",
     documents: Annotated[
         str, typer.Option(help="What a document is in text files: file, paragraph, line.", rich_help_panel=_TEXT)
-    ] = OF_TEXT["documents"],
+    ] = "file",
     length: Annotated[
         int | None, typer.Option(min=2, help="Tokens per window; default: the model's context.", rich_help_panel=_TEXT)
-    ] = OF_TEXT["length"],
-    batch_size: Annotated[int, typer.Option(min=1, help="Windows scored at once.", rich_help_panel=_TEXT)] = OF_TEXT[
-        "batch_size"
-    ],
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Windows scored at once.", rich_help_panel=_TEXT)] = 8,
     quantize: Annotated[
         str | None,
         typer.Option(
@@ -58,37 +46,35 @@ def evaluate(
             show_default="no",
             rich_help_panel=_TEXT,
         ),
-    ] = OF_TEXT["quantize"],
-    text: Annotated[str, typer.Option(help="Column with the text.", rich_help_panel=_TASK)] = OF_TASK["text"],
+    ] = None,
+    text: Annotated[str, typer.Option(help="Column with the text.", rich_help_panel=_TASK)] = "text",
     pair: Annotated[
         str | None, typer.Option(help="Column with the second text of a pair.", rich_help_panel=_TASK)
-    ] = OF_TASK["pair"],
-    label: Annotated[str, typer.Option(help="Column with the label.", rich_help_panel=_TASK)] = OF_TASK["label"],
-    source: Annotated[str, typer.Option(help="Of text: column with what is read.", rich_help_panel=_TASK)] = OF_TASK[
-        "source"
-    ],
+    ] = None,
+    label: Annotated[str, typer.Option(help="Column with the label.", rich_help_panel=_TASK)] = "label",
+    source: Annotated[str, typer.Option(help="Of text: column with what is read.", rich_help_panel=_TASK)] = "source",
     target: Annotated[
         str, typer.Option(help="Of text: column with what is to be written.", rich_help_panel=_TASK)
-    ] = OF_TASK["target"],
+    ] = "target",
     question: Annotated[
         str | None, typer.Option(help="Of choice: columns with the question, commas between.", rich_help_panel=_TASK)
-    ] = OF_TASK["question"],
+    ] = None,
     choices: Annotated[
         str,
         typer.Option(
             help="Of choice: a column with a list of texts, or several, commas between.", rich_help_panel=_TASK
         ),
-    ] = OF_TASK["choices"],
+    ] = "choices",
     header: Annotated[
         bool, typer.Option("--header/--no-header", help="CSV and TSV name their columns.", rich_help_panel=_TASK)
-    ] = OF_TASK["header"],
+    ] = True,
     quotes: Annotated[
         bool, typer.Option("--quotes/--no-quotes", help="Quotes in CSV and TSV enclose.", rich_help_panel=_TASK)
-    ] = OF_TASK["quotes"],
+    ] = True,
     predictions: Annotated[
         Path | None,
         typer.Option(help="Write each example with its prediction to this .jsonl or .csv.", rich_help_panel=_TASK),
-    ] = OF_TASK["predictions"],
+    ] = None,
     analogies: Annotated[
         list[Path] | None,
         typer.Option(help="A file like questions-words.txt; may be repeated.", rich_help_panel=_WORDS),
@@ -104,7 +90,7 @@ def evaluate(
         str | None,
         typer.Option(
             help="preference: which model's responses are better; or a task file in lm-evaluation-harness's YAML.",
-            rich_help_panel=_PREFERENCE,
+            rich_help_panel=_ASKED,
         ),
     ] = None,
     shots: Annotated[
@@ -156,10 +142,10 @@ def evaluate(
         float, typer.Option(min=0, help="Of the responses; 0: the likeliest tokens.", rich_help_panel=_PREFERENCE)
     ] = 1.0,
     most: Annotated[
-        int | None, typer.Option(min=1, help="Use the first so many prompts or questions.", rich_help_panel=_PREFERENCE)
+        int | None, typer.Option(min=1, help="Use the first so many prompts or questions.", rich_help_panel=_ASKED)
     ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, help="Of responses, and of the draw of solved examples.", rich_help_panel=_PREFERENCE)
+        int, typer.Option(min=0, help="Of responses, and of the draw of solved examples.", rich_help_panel=_ASKED)
     ] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")] = False,
@@ -185,20 +171,23 @@ def evaluate(
     if analogies or similarity:
         from stemma.cli.vectors import evaluate_vectors
 
+        _refuse(context, "--analogies and --similarity are of word vectors", _WORDS)
         evaluate_vectors(model, analogies or [], similarity or [], restrict, as_json)
         return
     if task is not None and Path(task).suffix in (".yaml", ".yml"):
         from stemma.cli.prompting import evaluate_task
 
+        _refuse(context, f"{task} stands in a prompt", _PROMPTED, _ASKED)
         evaluate_task(model, name, Path(task), shots, reasoning, votes, most, seed, out, device, as_json)
         return
-    if task is not None or judge is not None:
+    if task is not None:
         from stemma.cli.preference import evaluate_preference
         from stemma.errors import InputError, closest
 
         if task != "preference":
-            hint = closest(task or "", ["preference"]) or ", expected preference or a task file (.yaml)"
+            hint = closest(task, ["preference"]) or ", expected preference or a task file (.yaml)"
             raise InputError(f"--task {task}: no such evaluation{hint}")
+        _refuse(context, "--task preference compares responses", _PREFERENCE, _ASKED)
         if judge is None:
             raise InputError("--task preference: who judges? Expected --judge too")
         evaluate_preference(
@@ -216,40 +205,43 @@ def evaluate(
         )
         return
     from stemma.cli.images import evaluate_images, is_image_model
+    from stemma.data.corpora import CorpusSource
     from stemma.finetuning.evaluating import is_finetuned
-
-    given = locals()
-    if is_image_model(model):
-        _refuse_options(given, {**OF_TEXT, **OF_TASK}, f"{model} reads images, and this option is of texts")
-        evaluate_images(model, "digits" if corpus == "python" else corpus, device, as_json)
-        return
-    finetuned = is_finetuned(model)
-    _refuse(model, given, OF_TEXT if finetuned else OF_TASK, finetuned)
-    if finetuned:
-        _of_task(model, corpus, _data(corpus, given), predictions, device, as_json)
-    else:
-        _of_text(model, corpus, {name: given[name] for name in OF_TEXT}, device, as_json)
-
-
-def _refuse(model: str, given: dict[str, Any], others: dict[str, Any], finetuned: bool) -> None:
-    """Raise InputError for an option that this evaluation does not have."""
-    kind = "fine-tuned" if finetuned else "no fine-tuned model"
-    of = "texts that a language model scores" if finetuned else "labelled examples"
-    _refuse_options(given, others, f"{model} is {kind}, and this option is of {of}")
-
-
-def _refuse_options(given: dict[str, Any], others: dict[str, Any], why: str) -> None:
-    from stemma.errors import InputError
-
-    wrong = next((name for name, default in others.items() if given[name] != default), None)
-    if wrong is not None:
-        raise InputError(f"--{wrong.replace('_', '-')}: {why}")
-
-
-def _data(corpus: str, given: dict[str, Any]) -> "DataRecipe":
     from stemma.finetuning.recipe import DataRecipe
 
-    return DataRecipe(train=corpus, **{name: given[name] for name in OF_TASK if name != "predictions"})
+    if is_image_model(model):
+        _refuse(context, f"{model} reads images")
+        evaluate_images(model, "digits" if corpus == "python" else corpus, device, as_json)
+    elif is_finetuned(model):
+        _refuse(context, f"{model} is fine-tuned", _TASK)
+        data = DataRecipe(
+            train=corpus,
+            text=text,
+            pair=pair,
+            label=label,
+            source=source,
+            target=target,
+            question=question,
+            choices=choices,
+            header=header,
+            quotes=quotes,
+        )
+        _of_task(model, corpus, data, predictions, device, as_json)
+    else:
+        _refuse(context, f"{model} is no fine-tuned model", _TEXT)
+        read = CorpusSource(corpus, field=field, documents=documents, held_out=0.0)
+        _of_text(model, read, length, batch_size, quantize, device, as_json)
+
+
+def _refuse(context: typer.Context, why: str, *panels: str) -> None:
+    """Raise InputError for an option that was given and is of another evaluation than these panels'."""
+    from stemma.errors import InputError
+
+    for parameter in context.command.params:
+        panel = getattr(parameter, "rich_help_panel", None)
+        source = context.get_parameter_source(parameter.name or "")
+        if panel is not None and panel not in panels and source is not None and source.name == "COMMANDLINE":
+            raise InputError(f"{parameter.opts[0]}: {why}, and this option is {panel[:1].lower()}{panel[1:]}")
 
 
 def _of_task(model: str, corpus: str, data: "DataRecipe", predictions: Path | None, device: str, as_json: bool) -> None:
@@ -297,39 +289,51 @@ def _of_task(model: str, corpus: str, data: "DataRecipe", predictions: Path | No
         console.print(f"predictions: {predictions}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _of_text(model: str, corpus: str, options: dict[str, Any], device: str, as_json: bool) -> None:
+def _of_text(
+    model: str,
+    corpus: "CorpusSource",
+    length: int | None,
+    batch_size: int,
+    quantize: str | None,
+    device: str,
+    as_json: bool,
+) -> None:
     import json
     from dataclasses import asdict
 
     from stemma.cli.devices import device_named
-    from stemma.data.corpora import CorpusSource
     from stemma.data.tokenizers import load_tokenizer
     from stemma.evaluation.likelihood import score_text
     from stemma.families import load
     from stemma.inference.quantization import Kind, quantize_
     from stemma.training.hardware import prepare_processor
 
-    kind = options["quantize"]
-    if kind is not None:
-        Kind.named(kind)  # a wrong one is told before the model is loaded
+    if quantize is not None:
+        Kind.named(quantize)  # a wrong one is told before the model is loaded
     prepare_processor()
     network, tokenizer = load(model, device=device_named(device)), load_tokenizer(model)
-    source = CorpusSource(corpus, field=options["field"], documents=options["documents"], held_out=0.0)
-    how = {"length": options["length"], "batch_size": options["batch_size"]}
-    result = score_text(network, tokenizer, source, **how)
-    rounded = None if kind is None else score_text(quantize_(network, kind), tokenizer, source, **how)
+
+    def score() -> "Evaluation":
+        return score_text(network, tokenizer, corpus, length=length, batch_size=batch_size)
+
+    result, rounded = score(), None
+    if quantize is not None:
+        quantize_(network, quantize)
+        rounded = score()
     if as_json:
-        summary = {"model": model, "corpus": corpus, **asdict(result)}
-        print(json.dumps(summary if rounded is None else {**summary, "quantize": kind, "quantized": asdict(rounded)}))
+        summary = {"model": model, "corpus": corpus.what, **asdict(result)}
+        print(
+            json.dumps(summary if rounded is None else {**summary, "quantize": quantize, "quantized": asdict(rounded)})
+        )
         return
-    print(f"{Path(model).name} on {corpus}: {result.targets:,} tokens")
+    print(f"{Path(model).name} on {corpus.what}: {result.targets:,} tokens")
     print(f"  loss {result.loss:.4f} nats a token, perplexity {result.perplexity:.2f}")
     if result.bits_per_byte is not None:
         print(f"  {result.bits_per_byte:.4f} bits per byte")
     for name, value in (result.parts or {}).items():
         print(f"  {name.replace('_', ' ')} {value:.4f}")
     if rounded is not None:
-        print(f"  {kind}: {_change(result, rounded)}")
+        print(f"  {quantize}: {_change(result, rounded)}")
 
 
 def _change(before: "Evaluation", after: "Evaluation") -> str:

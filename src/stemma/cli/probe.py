@@ -15,6 +15,13 @@ app = typer.Typer(
 )
 
 
+Out = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Folder for report.html, results.json and predictions.jsonl.")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, ...")]
+AsJSON = Annotated[bool, typer.Option("--json", help="Print the results as JSON; the rest goes to stderr.")]
+
+
 @app.callback()
 def _group() -> None:
     pass
@@ -60,13 +67,9 @@ def facts(
             metavar="NAME=FILE",
         ),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder for report.html, results.json and predictions.jsonl.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the results as JSON; the rest goes to stderr.")
-    ] = False,
+    out: Out = None,
+    device: Device = "cpu",
+    as_json: AsJSON = False,
 ) -> None:
     """Ask models for facts as cloze questions (LAMA): P@1, P@10 and more, macro over relations, raw and filtered.
 
@@ -82,6 +85,7 @@ def facts(
     from rich.console import Console
 
     from stemma.cli.devices import device_named
+    from stemma.cli.failures import failures
     from stemma.data.tokenizers import load_tokenizer
     from stemma.errors import InputError
     from stemma.families import load
@@ -96,15 +100,15 @@ def facts(
 
     if len(set(models)) < len(models):
         raise InputError(f"{', '.join(models)}: one model is there twice")
-    if out is not None and out.is_file():
-        raise InputError(f"--out {out}: a file; expected a folder")
-    if source is None and (relations or patterns):
+    _check(out)
+    names = source or ["python"]
+    if set(names) == {"python"} and (relations or patterns):
         raise InputError("--relations and --patterns are of facts in files; expected --facts with them")
     if candidates == "objects" and vocabulary is not None:
         raise InputError("--vocabulary: with --candidates objects the objects of a relation are the candidates")
     if candidates == "vocabulary" and per_token:
         raise InputError("--per-token: words of the vocabulary are one token each; expected --candidates objects")
-    sources = [_facts(name, relations, patterns) for name in source or ["python"]]
+    sources = [_facts(name, relations, patterns) for name in names]
     words = read_vocabulary(vocabulary) if vocabulary is not None else None
     given = {}
     for one in answers or []:
@@ -128,9 +132,10 @@ def facts(
             console.print(rich_table(summary_table(found.results, brief=True)))
             console.print(described(found.results), highlight=False, markup=False, soft_wrap=True)
     if out is not None:
-        _write(out, several, predictions)
-        command = shlex.join(["stemma", *sys.argv[1:]])
-        write_report(report_of(several, command), out / "report.html")
+        with failures(Console(stderr=True)):
+            _write(out, several, predictions)
+            command = shlex.join(["stemma", *sys.argv[1:]])
+            write_report(report_of(several, command), out / "report.html")
         console.print(f"report: {out / 'report.html'}", highlight=False, soft_wrap=True)
     if as_json:
         print(json.dumps(several))
@@ -164,13 +169,9 @@ def edges(
         float, typer.Option(help="Of Adam; published: 1e-4, with up to 250,000 updates.", min=0)
     ] = 5e-4,
     seed: Annotated[int, typer.Option(help="Of the probes, their batches and what is random.")] = 0,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder for report.html, results.json and predictions.jsonl.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the results as JSON; the rest goes to stderr.")
-    ] = False,
+    out: Out = None,
+    device: Device = "cpu",
+    as_json: AsJSON = False,
 ) -> None:
     """Probe a frozen model's layers for labels of spans (edge probing): micro-F1 with intervals, by label, by layer.
 
@@ -185,8 +186,8 @@ def edges(
     from rich.console import Console
 
     from stemma.cli.devices import device_named
+    from stemma.cli.failures import failures
     from stemma.data.tokenizers import load_tokenizer
-    from stemma.errors import InputError
     from stemma.families import load
     from stemma.families.elmo.model import ELMo
     from stemma.files import cache_directory, write_whole
@@ -198,8 +199,7 @@ def edges(
     from stemma.training.hardware import prepare_processor
     from stemma.training.progress import counting
 
-    if out is not None and out.is_file():
-        raise InputError(f"--out {out}: a file; expected a folder")
+    _check(out)
     data = _edges(task, train, dev, test, labels)
     prepare_processor()
     console, progress = Console(stderr=as_json), Console(stderr=True)
@@ -221,14 +221,22 @@ def edges(
         console.print(rich_table(scores_table(results)))
         console.print(described(results), highlight=False, markup=False, soft_wrap=True)
     if out is not None:
-        with write_whole(out / "results.json") as temporary:
-            temporary.write_text(json.dumps(results) + "\n", encoding="utf-8")
-        scored = data.dev if data.test is None else data.test
-        write_predictions(out / "predictions.jsonl", scored, found.probabilities(scored))
-        write_report(report_of(results, shlex.join(["stemma", *sys.argv[1:]])), out / "report.html")
+        with failures(progress):
+            with write_whole(out / "results.json") as temporary:
+                temporary.write_text(json.dumps(results) + "\n", encoding="utf-8")
+            scored = data.dev if data.test is None else data.test
+            write_predictions(out / "predictions.jsonl", scored, found.probabilities(scored))
+            write_report(report_of(results, shlex.join(["stemma", *sys.argv[1:]])), out / "report.html")
         console.print(f"report: {out / 'report.html'}", highlight=False, soft_wrap=True)
     if as_json:
         print(json.dumps(results))
+
+
+def _check(out: Path | None) -> None:
+    from stemma.errors import InputError
+
+    if out is not None and out.is_file():
+        raise InputError(f"--out {out}: a file; expected a folder")
 
 
 def _edges(task: str, train: Path | None, dev: Path | None, test: Path | None, labels: str | None) -> "EdgeTask":
@@ -259,18 +267,12 @@ def _labels(models: list[str]) -> list[str]:
 
 
 def _facts(name: str, relations: Path | None, patterns: Path | None) -> "Facts":
-    from stemma.errors import InputError
     from stemma.probing.facts import read_facts
     from stemma.probing.python_facts import python_facts
 
     if name == "python":
         return python_facts()
-    path = Path(name)
-    if not path.exists():
-        raise InputError(f"--facts {name}: no such file or folder")
-    if patterns is not None and not patterns.is_dir():
-        raise InputError(f"--patterns {patterns}: no such folder")
-    return read_facts(path, relations=relations, patterns=patterns)
+    return read_facts(Path(name), relations=relations, patterns=patterns)
 
 
 def _write(out: Path, several: list[dict[str, Any]], predictions: list[dict[str, Any]]) -> None:

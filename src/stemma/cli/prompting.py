@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -26,17 +25,17 @@ def evaluate_task(
     as_json: bool,
 ) -> None:
     """Print the metrics of a task with their standard errors, and what the answers cost."""
+    from stemma.cli.failures import failures
     from stemma.prompting.evaluating import Protocol, evaluate
     from stemma.prompting.tasks import load_task
+    from stemma.training.progress import counting
 
     protocol = Protocol(shots, seed, reasoning, votes)  # type: ignore[arg-type]
     loaded = load_task(task, most=most, examples=shots is None or shots > 0)
     asked = _asked(model, name, device)
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        row = bar.add_task("asking")
-        found = evaluate(
-            asked, loaded, protocol, out=out, progress=lambda done, total: bar.update(row, completed=done, total=total)
-        )
+    said = Console(stderr=True)
+    with failures(said), counting(said, f"asking {loaded.file.task}", len(loaded.questions)) as report:
+        found = evaluate(asked, loaded, protocol, out=out, report=report)
     if as_json:
         metrics = {name: {"mean": share.mean, "error": share.error} for name, share in found.metrics.items()}
         summary = {"model": model, "task": found.task, "questions": found.questions}

@@ -15,6 +15,7 @@ from torch import Tensor
 from stemma.errors import InputError
 from stemma.inference.paged_cache import BLOCK, PagedCache, Pages
 from stemma.inference.ragged import Piece, RaggedStep
+from stemma.inference.text_stream import beginning_of_text
 
 if TYPE_CHECKING:
     from stemma.data.tokenizers import Tokenizer
@@ -70,7 +71,7 @@ def encode_pairs(tokenizer: "Tokenizer", pairs: Sequence[tuple[str, str]]) -> li
         if not after:
             raise InputError(f"the continuation {continuation!r} has no tokens of its own after {context[-20:]!r}")
         if not before:
-            before = [tokenizer.separator if tokenizer.bos is None else tokenizer.bos]
+            before = [beginning_of_text(tokenizer)]
         found.append(EncodedPair(tuple(before), tuple(after), whole[: len(start)] != start))
     return found
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from stemma.errors import InputError
+from stemma.families.dispatch import with_article
 from stemma.families.gpt.model import GPT
 from stemma.families.lstm.model import LSTM
 from stemma.families.mistral.model import Mistral
@@ -42,6 +43,12 @@ def _at(states: Tensor, places: Tensor | None) -> Tensor:
     return states if places is None else states.flatten(0, 1)[places]
 
 
+def blocks_of(model: Any) -> nn.ModuleList:
+    """Return the layers that `layers_of` tells of: of a T5 or Transformer the encoder's."""
+    blocks: nn.ModuleList = (model.encoder if isinstance(model, T5 | Transformer) else model).blocks
+    return blocks
+
+
 def layers_of(model: Any, tokens: Tensor, lengths: Tensor) -> Tensor:
     """Return float [1 + layers, batch, length, hidden]: the embeddings and the states of every layer.
 
@@ -50,7 +57,7 @@ def layers_of(model: Any, tokens: Tensor, lengths: Tensor) -> Tensor:
     Raises:
         InputError: a model whose layers are not all as wide.
     """
-    blocks = (model.encoder if isinstance(model, T5) else model).blocks
+    blocks = blocks_of(model)
     layers: list[Tensor] = []
 
     def embedded(block: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -69,5 +76,5 @@ def layers_of(model: Any, tokens: Tensor, lengths: Tensor) -> Tensor:
     layers[-1] = last
     if len({layer.shape[-1] for layer in layers}) > 1:
         widths = ", ".join(str(layer.shape[-1]) for layer in layers)
-        raise InputError(f"a {type(model).__name__} whose layers are {widths} wide: expected layers of one width")
+        raise InputError(f"{with_article(model)} whose layers are {widths} wide: expected layers of one width")
     return torch.stack(layers)

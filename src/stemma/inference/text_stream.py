@@ -85,6 +85,15 @@ def end_of_text(tokenizer: "Tokenizer") -> int | None:
         return None
 
 
+def beginning_of_text(tokenizer: "Tokenizer") -> int:
+    """Return the id that a text without any other beginning begins with: bos, else what separates texts.
+
+    Raises:
+        InputError: there is none.
+    """
+    return tokenizer.separator if tokenizer.bos is None else tokenizer.bos
+
+
 def _overlap(text: str, stop: str) -> int:
     """The length of the longest end of `text` that is a proper beginning of `stop`."""
     return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)

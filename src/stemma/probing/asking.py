@@ -25,7 +25,7 @@ def likeliest_answers(model: Any, tokenizer: Tokenizer, text: str, *, top: int =
     """
     if isinstance(model, BERT | T5 | GLM):
         return [(" | ".join(one.pieces), one.log_probability) for one in fill(model, tokenizer, text, top_k=top)[0]]
-    plain = [token for token in range(tokenizer.vocabulary) if token not in tokenizer.special]
+    plain = sorted(set(range(tokenizer.vocabulary)) - tokenizer.special)
     scores = reading_of(model, tokenizer).log_probabilities([Query.of([text])], plain)[0]
     best = scores.topk(min(top, len(plain)))
     return [

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from stemma.families.elmo.model import ELMo
-from stemma.families.t5.model import T5
+from stemma.inference.states import blocks_of
 from stemma.probing.edge_examples import Examples
 from stemma.probing.edge_training import ProbeTraining, loss_of, predict, train_probes
 from stemma.probing.edges import Sentence, Target
@@ -47,15 +47,16 @@ def randomised(model: Any, seed: int) -> Any:
     """Return a copy of a model whose layers above the embeddings have learned nothing: their matrices are orthogonal
     and random, their biases 0, their norms 1 (the "ortho" encoder of Tenney et al. 2019, section 3.3)."""
     copied = copy.deepcopy(model)
-    layers: nn.Module = (
-        copied.context if isinstance(copied, ELMo) else (copied.encoder if isinstance(copied, T5) else copied).blocks
-    )
+    layers: nn.Module = copied.context if isinstance(copied, ELMo) else blocks_of(copied)
     generator = torch.Generator().manual_seed(seed)
     for name, weight in layers.named_parameters():
-        if name.endswith("bias") or weight.dim() < 2:
-            weight.fill_(0.0 if name.endswith("bias") else 1.0)
+        if name.rpartition(".")[2].startswith("bias"):  # of an LSTM: bias_ih
+            weight.zero_()
+        elif weight.dim() < 2:
+            weight.fill_(1.0)
         else:
-            weight.copy_(_orthogonal(torch.randn(weight.shape, generator=generator)))
+            for matrix in weight.view(-1, *weight.shape[-2:]):
+                matrix.copy_(nn.init.orthogonal_(torch.empty(matrix.shape), generator=generator))
     return copied
 
 
@@ -103,11 +104,3 @@ def online_code(
         bits += float(losses[0]) * sent.labels.size / float(np.log(2))
         report(1)
     return Code(bits, float(train.labels.size))
-
-
-def _orthogonal(matrices: Tensor) -> Tensor:
-    """Return float [..., rows, columns] whose rows are orthonormal, or its columns where there are fewer of them."""
-    wide = matrices.shape[-2] < matrices.shape[-1]
-    basis, triangle = torch.linalg.qr(matrices.mT if wide else matrices)
-    basis = basis * triangle.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
-    return basis.mT if wide else basis

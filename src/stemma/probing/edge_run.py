@@ -101,7 +101,7 @@ def probe_edges(
         cache: folder for the layers. say: told what is long or large. progress: shows a stage of so many parts.
     Raises:
         InputError: see `layers_of_sentences`; the parts' targets have not as many spans; a part of which no target is
-            read; `scored` matches no label.
+            read; `scored` is no expression or matches no label.
     """
     run = _Probing(model, tokenizer, task, training, cache, seed, say, progress)
     top = model.config.layers
@@ -156,9 +156,11 @@ class _Probing:
         if len(sides) > 1:
             raise InputError(f"{task.name}: parts with one span and with two a target; expected all alike")
         self.names = label_names(self.parts.values())
-        self.classes = [
-            n for n, name in enumerate(self.names) if task.scored is None or re.fullmatch(task.scored, name)
-        ]
+        try:
+            scored = re.compile(".*" if task.scored is None else task.scored, re.DOTALL)
+        except re.error as error:
+            raise InputError(f"{task.name}: '{task.scored}' is no regular expression ({error})") from error
+        self.classes = [number for number, name in enumerate(self.names) if scored.fullmatch(name)]
         if not self.classes:
             raise InputError(
                 f"{task.name}: no label matches '{task.scored}'; there are {', '.join(self.names[:8])} ..."

@@ -129,8 +129,11 @@ def read_relations(path: Path, patterns: Path | None = None) -> dict[str, Relati
         patterns: a folder of further templates, a file a relation with a `pattern` a line, as ParaRel's (Elazar et al.
             2021).
     Raises:
-        InputError: a file that cannot be read, or a line without a relation or with a template that lacks [X] or [Y].
+        InputError: a file that cannot be read, a folder that is not there, or a line without a relation or with a
+            template that lacks [X] or [Y].
     """
+    if patterns is not None and not patterns.is_dir():
+        raise InputError(f"{patterns}: no such folder of templates")
     found = {}
     for row, origin in read_rows(path):
         name = _text(row, "relation", origin)
@@ -156,8 +159,11 @@ def read_facts(path: Path, *, relations: Path | None = None, patterns: Path | No
     Args:
         relations, patterns: see `read_relations`; default: a relations.jsonl in the folder or beside it, if there.
     Raises:
-        InputError: nothing to read there, a broken line, or a fact without template and sentences.
+        InputError: nothing to read there, patterns without relations, a broken line, or a fact without template and
+            sentences.
     """
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder of facts")
     files = sorted(file for file in path.glob("*.jsonl") if file.name != RELATIONS) if path.is_dir() else [path]
     if not files:
         raise InputError(f"{path}: no .jsonl in this folder; expected a file of facts for each relation")
@@ -165,6 +171,8 @@ def read_facts(path: Path, *, relations: Path | None = None, patterns: Path | No
         folder = path if path.is_dir() else path.parent
         beside = (one / RELATIONS for one in (folder, folder.parent))
         relations = next((one for one in beside if one.is_file()), None)
+    if relations is None and patterns is not None:
+        raise InputError(f"{patterns}: further templates of which relations? Expected {RELATIONS} beside {path}")
     known = read_relations(relations, patterns) if relations is not None else {}
     met: dict[str, Relation] = {}
     facts: list[Fact] = []

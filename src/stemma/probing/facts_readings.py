@@ -22,6 +22,7 @@ from stemma.data.tokenizers import Tokenizer
 from stemma.errors import InputError
 from stemma.families.bert.model import BERT
 from stemma.families.bert.tokens import frame_and_mask
+from stemma.families.dispatch import by_family
 from stemma.families.glm.examples import filled_example
 from stemma.families.glm.model import GLM
 from stemma.families.glm.tokens import GLMTokens
@@ -30,6 +31,7 @@ from stemma.families.lstm.model import LSTM
 from stemma.families.mistral.model import Mistral
 from stemma.families.t5.model import T5
 from stemma.families.t5.tokens import sentinel_ids
+from stemma.inference.text_stream import end_of_text
 from stemma.layers.masks import Mask
 from stemma.probing.facts import Query
 
@@ -104,10 +106,7 @@ def reading_of(model: Any, tokenizer: Tokenizer) -> Reading:
     kinds: dict[type, Callable[[Any, Tokenizer], Reading]] = {
         BERT: _masked, GPT: _causal, Mistral: _causal, LSTM: _causal, T5: _t5, GLM: _glm
     }  # fmt: skip
-    for kind, reading in kinds.items():
-        if isinstance(model, kind):
-            return reading(model, tokenizer)
-    raise InputError(f"a {type(model).__name__} answers no questions: expected a BERT, GPT, Mistral, LSTM, T5 or GLM")
+    return by_family(model, kinds, "answers no questions")(model, tokenizer)
 
 
 def equal_lengths(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
@@ -154,8 +153,8 @@ def _masked(model: BERT, tokenizer: Tokenizer) -> Reading:
 
 
 def _causal(model: GPT | Mistral | LSTM, tokenizer: Tokenizer) -> Reading:
-    starts = any(role in tokenizer.names for role in ("eos_token", "sep_token", "bos_token", "cls_token"))
-    start = [tokenizer.separator] if starts else []  # OpenAI's GPT-1 has none
+    end = end_of_text(tokenizer)
+    start = [] if end is None else [end]
 
     def rows(queries: Sequence[Query]) -> list[Row]:
         texts = [[*start, *ids] for ids in tokenizer.encode_batch([query.left for query in queries])]

@@ -5,7 +5,7 @@ Tenney, Das and Pavlick 2019, "BERT Rediscovers the Classical NLP Pipeline", sec
 
 import numpy as np
 
-_LEAST_GAIN = 0.01  # of a perfect score, below which the differences are mostly noise
+_LEAST_GAIN = 0.01  # below which the differences are mostly noise
 
 
 def centre_of_gravity(shares: np.ndarray) -> float:
@@ -33,10 +33,10 @@ def expected_layer(scores: np.ndarray) -> np.ndarray:
     return expected
 
 
-def is_ordered(scores: np.ndarray, scale: float = 1.0) -> bool:
+def is_ordered(scores: np.ndarray) -> bool:
     """Return whether the layers gain enough over the embeddings for their expected layer to mean anything.
 
     Args:
-        scores: float [layers]. scale: the score of what is perfect (100 for percent).
+        scores: float [layers], of which 1 is perfect.
     """
-    return float(scores[-1] - scores[0]) > _LEAST_GAIN * scale
+    return float(scores[-1] - scores[0]) > _LEAST_GAIN

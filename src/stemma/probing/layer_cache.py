@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stemma.data.collation import batches_by_length
+from stemma.data.collation import batches_by_length, padded
 from stemma.data.content_hashes import digest
 from stemma.data.tokenizers import Tokenizer
 from stemma.errors import InputError
@@ -117,10 +117,7 @@ def _of_tokens(
     for batch in batches_by_length([len(rows[number]) for number in filled], _BATCH_TOKENS):
         numbers = [filled[index] for index in batch]
         lengths = torch.tensor([len(rows[number]) for number in numbers], device=device)
-        width = int(lengths.max())
-        tokens = torch.tensor(
-            [[*rows[number], *[0] * (width - len(rows[number]))] for number in numbers], device=device
-        )
+        tokens = padded([rows[number] for number in numbers]).to(device)
         layers = layers_of(model, tokens, lengths).permute(1, 2, 0, 3).cpu()
         for number, states in zip(numbers, layers, strict=True):
             yield number, states[before : len(rows[number]) - after]

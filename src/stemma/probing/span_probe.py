@@ -18,12 +18,10 @@ class View:
     """What probes see of a token.
 
     Args:
-        mixed: the layers that each probe mixes.
-        joined: see them one behind the other instead, unmixed. radius: neighbours seen on either side (a convolution).
+        mixed: the layers that each probe mixes. radius: neighbours seen on either side (a convolution).
     """
 
     mixed: tuple[tuple[int, ...], ...]
-    joined: bool = False
     radius: int = 0
 
     @property
@@ -37,18 +35,13 @@ class View:
 
 
 def lexical(radius: int = 0) -> View:
-    """The embeddings, of neighbours too with a radius (CNN1, CNN2: 1, 2)."""
+    """The embeddings; with a radius of 1 also the neighbours' ("CNN1")."""
     return View(((0,),), radius=radius)
 
 
 def top(layers: int) -> View:
     """The last of so many layers above the embeddings; likewise below."""
     return View(((layers,),))
-
-
-def joined(layers: int) -> View:
-    """The embeddings beside the last layer ("cat")."""
-    return View(((0, layers),), joined=True)
 
 
 def mix(layers: int) -> View:
@@ -94,7 +87,7 @@ class SpanProbes(nn.Module):
         self.register_buffer("allowed", allowed, persistent=False)
         self.mixing = nn.Parameter(torch.zeros(probes, layers))
         self.gamma = nn.Parameter(torch.ones(probes))
-        seen = hidden * (2 if view.joined else 1) * (1 + 2 * view.radius)
+        seen = hidden * (1 + 2 * view.radius)
         self.projections = nn.ModuleList(Linears(probes, seen, WIDTH) for _ in range(sides))
         self.attentions = nn.ModuleList(Linears(probes, WIDTH, 1) for _ in range(sides))
         self.hidden = Linears(probes, WIDTH * sides, WIDTH)
@@ -125,8 +118,6 @@ class SpanProbes(nn.Module):
 
     def _seen(self, states: Tensor) -> Tensor:
         """Return float [probes, tokens, features]."""
-        if self.view.joined:
-            return states[:, :, self.mixed[0]].flatten(1).unsqueeze(0)
         if all(len(mixed) == 1 for mixed in self.mixed):  # a layer is seen as it is
             return states[:, :, [mixed[0] for mixed in self.mixed]].permute(2, 0, 1, 3).flatten(2)
         # A layer is seen as it is here too, where a mix of several is scaled.

@@ -89,13 +89,13 @@ def evaluate(
     protocol: Protocol | None = None,
     *,
     out: Path | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    report: Callable[[int], None] = lambda done: None,
 ) -> Evaluated:
     """Ask a model all questions of a task.
 
     Args:
         out: folder for `records.jsonl`, a line a question, and `results.json`; with records of the same model, task and
-            protocol it goes on with them. progress: told how many of all questions are done.
+            protocol it goes on with them. report: called with the number of questions just done.
     Raises:
         InputError: `out` holds another run's records, or the task cannot be asked like this.
     """
@@ -108,8 +108,8 @@ def evaluate(
     header = {"model": asked.fingerprint, "task": _hash(task.file.model_dump_json()), **asdict(protocol)}
     records = Records(None if out is None else out / "records.jsonl", header)
     todo = [question for question in task.questions if question.id not in records.found]
+    report(len(task.questions) - len(todo))
     for start in range(0, len(todo), AT_ONCE):
-        progress(len(task.questions) - len(todo) + start, len(task.questions))
         part = todo[start : start + AT_ONCE]
         prompts = [_prompt(asked, task, question, protocol, way) for question in part]
         made = way.ask(part, prompts)
@@ -117,7 +117,7 @@ def evaluate(
             record |= {"id": question.id, "shots": list(prompt.shots), "prompt": _hash(prompt.text)}
             record |= {"gold": question.gold if question.index is None else question.index}
         records.add(made)
-    progress(len(task.questions), len(task.questions))
+        report(len(part))
     every = [records.found[question.id] for question in task.questions]
     costs = {"shots": sum(len(record["shots"]) for record in every) / len(every)}
     for name in every[0]["costs"]:

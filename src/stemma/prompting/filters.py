@@ -29,7 +29,7 @@ def filtered(texts: Sequence[str], steps: Sequence[Filter]) -> list[str]:
 
 def _matched(text: str, step: Filter) -> str:
     matches = re.findall(step.regex_pattern, text)
-    if not matches:
+    if not -len(matches) <= step.group_select < len(matches):
         return step.fallback
     match = matches[step.group_select]
     if isinstance(match, tuple):

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from stemma.data.tokenizers import Tokenizer
 from stemma.errors import InputError
 from stemma.evaluation.left_to_right import likelihood_of
+from stemma.families.dispatch import with_article
 from stemma.families.gpt.model import GPT
 from stemma.families.mistral.model import Mistral
 from stemma.inference.endpoint import ask_endpoint
@@ -16,6 +17,7 @@ from stemma.inference.engine import Engine
 from stemma.inference.requests import Request
 from stemma.inference.sampling import Sampling
 from stemma.inference.scoring import encode_pairs, score_continuations
+from stemma.inference.text_stream import beginning_of_text
 
 _AT_ONCE = 8  # requests
 
@@ -104,7 +106,7 @@ class LocalModel:
         else:
             way = likelihood_of(self.model, self.tokenizer)
             if not way.exact:
-                raise InputError(f"a {type(self.model).__name__} gives no probability of a text: {way.note}")
+                raise InputError(f"{with_article(self.model)} gives no probability of a text: {way.note}")
             texts = way.log_probabilities([[*pair.context, *pair.continuation] for pair in encoded])
             rows = [(row[-len(pair.continuation) :].tolist(), None) for row, pair in zip(texts, encoded, strict=True)]
         return [
@@ -141,7 +143,7 @@ class LocalModel:
 
     def _fitting(self, tokens: list[int], most: int) -> list[int]:
         kept = tokens if self._context is None else tokens[-max(self._context - most, self._context // 2) :]
-        return kept or [self.tokenizer.separator if self.tokenizer.bos is None else self.tokenizer.bos]
+        return kept or [beginning_of_text(self.tokenizer)]
 
 
 class _Text:

@@ -91,7 +91,6 @@ def _two_stages(asked: Asked, prompts: Sequence[str], how: Writing, ours: Ours) 
         found.append(
             [
                 Reply(
-                    # As a text in which the answer is announced: only the last announcement is looked behind.
                     answer.text,
                     thought.text,
                     thought.read + answer.read,

@@ -25,20 +25,23 @@ class Records:
 
     def __init__(self, path: Path | None, header: Mapping[str, Any]) -> None:
         self.path, self.found = path, dict[str, Record]()
-        if path is None:
-            return
-        lines = [json.dumps(header)]
-        if path.is_file():
-            lines += self._read(path, json.loads(lines[0]))
-        with write_whole(path) as temporary:
-            temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        self._header = json.dumps(header)
+        if path is not None and path.is_file():
+            self._write(path, self._read(path, json.loads(self._header)))
 
     def add(self, records: list[Record]) -> None:
         """Take records of further questions."""
         self.found |= {record["id"]: record for record in records}
-        if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("".join(json.dumps(record) + "\n" for record in records))
+        if self.path is None:
+            return
+        if not self.path.is_file():  # not before there is something to keep: a run may be refused until then
+            self._write(self.path, [])
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(record) + "\n" for record in records))
+
+    def _write(self, path: Path, lines: list[str]) -> None:
+        with write_whole(path) as temporary:
+            temporary.write_text("".join(line + "\n" for line in [self._header, *lines]), encoding="utf-8")
 
     def _read(self, path: Path, header: Record) -> list[str]:
         kept = []

@@ -4,16 +4,35 @@ Everything else in such a file is refused by its name, so that no task is silent
 under one key, `stemma`, of which the harness knows nothing. Templates are Jinja's, in its sandbox.
 """
 
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from stemma.errors import InputError
 from stemma.prompting.extraction import Kind
 from stemma.training.recipe_source import RecipeSource
 
 Template = str | int | list[str]
+
+
+def _expression(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"'{text}' is no regular expression ({error})") from error
+    return text
+
+
+Expression = Annotated[str, AfterValidator(_expression)]
+
+# What is counted for each type of output; of the harness's other metrics none is, and a file that lists one is refused.
+METRICS = {
+    "multiple_choice": ("acc", "acc_norm", "acc_bytes"),
+    "loglikelihood": ("acc", "perplexity"),
+    "generate_until": ("exact_match",),
+}
 
 
 class _Strict(BaseModel):
@@ -34,7 +53,7 @@ class Filter(_Strict):
     """One step from what was written to the answer."""
 
     function: Literal["regex", "take_first", "take_first_k", "majority_vote", "remove_whitespace", "lowercase"]
-    regex_pattern: str = r"#### (\-?[0-9\.\,]+)"
+    regex_pattern: Expression = r"#### (\-?[0-9\.\,]+)"
     group_select: int = 0
     fallback: str = "[invalid]"
     k: int | None = None
@@ -50,14 +69,12 @@ class Filters(_Strict):
 class Metric(_Strict):
     """What is counted."""
 
-    metric: Literal[
-        "acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "perplexity",
-    ]  # fmt: skip
+    metric: str
     aggregation: Literal["mean", "perplexity"] = "mean"
     higher_is_better: bool = True
     ignore_case: bool = False
     ignore_punctuation: bool = False
-    regexes_to_ignore: list[str] = []
+    regexes_to_ignore: list[Expression] = []
 
 
 class Shots(_Strict):
@@ -71,7 +88,7 @@ class Ours(_Strict):
     """What only this library knows of.
 
     Args:
-        answer: what the answers are, to be found and compared by `extraction.rule_named`. choices: of letters.
+        answer: what the answers are, to be found and compared by `extraction.rule_named`. choices: capital letters.
         fractions: a/b is a number. gold: template of the answer; default: `doc_to_target`.
         reasoning: template of the written reasoning of a solved example. trigger: what makes a model reason.
         answer_trigger: what makes it answer then. reasoning_tokens, answer_tokens: at most.
@@ -79,7 +96,7 @@ class Ours(_Strict):
     """
 
     answer: Kind | None = None
-    choices: str = "ABCDE"
+    choices: str = Field(default="ABCDE", pattern="^[A-Z]+$")
     fractions: bool = False
     gold: str | None = None
     reasoning: str | None = None
@@ -88,7 +105,7 @@ class Ours(_Strict):
     reasoning_tokens: int = Field(default=128, ge=1)
     answer_tokens: int = Field(default=32, ge=1)
     vote_temperature: float = Field(default=0.7, gt=0)
-    vote_top_k: int | None = None
+    vote_top_k: int | None = Field(default=None, ge=1)
     unconditional: str = "Answer:"
 
 
@@ -149,6 +166,13 @@ def read_task_file(path: Path) -> TaskFile:
         raise source.explain(error, TaskFile) from error
     if found.output_type == "multiple_choice" and found.doc_to_choice is None:
         raise InputError(f"{path}: doc_to_choice: is missing, expected the choices of a multiple_choice task")
+    counted, listed = METRICS[found.output_type], [metric.metric for metric in found.metric_list]
+    for name in listed:
+        if name not in counted or listed.count(name) > 1:
+            often = " twice" if name in counted else ""
+            raise InputError(
+                f"{path}: metric_list: {name}{often}; of {found.output_type} each of {', '.join(counted)} is counted"
+            )
     return found
 
 

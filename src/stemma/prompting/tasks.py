@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +73,7 @@ def _examples(path: Path, file: TaskFile, reader: "_Templates") -> list[Question
 
 
 def _rows(path: Path, file: TaskFile, split: str, most: int | None) -> list[tuple[int, Row]]:
-    found = []
-    for number, row in enumerate(_all_rows(path, file, split)):
-        if number == most:
-            break
-        found.append((number, row))
-    return found
+    return list(islice(enumerate(_all_rows(path, file, split)), most))
 
 
 def _all_rows(path: Path, file: TaskFile, split: str) -> Any:

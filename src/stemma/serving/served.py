@@ -20,6 +20,7 @@ from stemma.inference.embeddings import sentence_settings
 from stemma.inference.engine import CACHE_BYTES, Engine
 from stemma.inference.quantization import Kind, quantize_
 from stemma.inference.readers import LONGEST
+from stemma.inference.text_stream import beginning_of_text
 from stemma.serving.token_texts import TokenTexts
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Served:
     def prefix(self) -> list[int]:
         """What a text begins with that has no other beginning: the token that begins texts, else what separates."""
         try:
-            return [self.tokenizer.separator if self.tokenizer.bos is None else self.tokenizer.bos]
+            return [beginning_of_text(self.tokenizer)]
         except InputError:
             return []
 
