@@ -190,6 +190,9 @@ def test_from_student_to_a_directory(run, tmp_path, monkeypatch):
     cached = ("--cache", "100000", "--out", "cached", "--json")
     code, said, _ = run("tokens", "small", "--teacher", teacher, "--train", data, "--divergence", "jsd", *FEW, *cached)
     assert code == 0 and json.loads(said)["held_out"]["loss"] == pytest.approx(results["held_out"]["loss"], abs=1e-3)
+    warmer = ("--temperature", "2", *cached, "--overwrite")  # what the teachers thought is of no use any more
+    code, _, said = run("tokens", "small", "--teacher", teacher, "--train", data, *FEW, *warmer)
+    assert code == 0, said
 
 
 def test_whole_texts(run, tmp_path, monkeypatch):

@@ -27,6 +27,7 @@ WRITTEN = (
     + ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
     + ("adapter_config.json", "adapter_model.safetensors")
     + ("chat_template.jinja", "reward.json", "reference.safetensors")  # of alignment
+    + ("teachers",)  # of distillation
     + ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
     + ("training_state.safetensors", "cooccurrence.bin", "vocabulary.txt")  # of word vectors, as the next three
     + ("vectors.word2vec.txt", "vectors.bin", "vectors.glove.txt")
