@@ -33,7 +33,7 @@ def test_the_loss_by_plain_python(setup):
     policy = with_reading(model, tokenizer, other)
     method = GRPO(policy, recipe, AdaptiveKL(0.3))
     prompts = encoded(tokenizer, 3)
-    written = write_responses(model, tokenizer, prompts, seeds=range(3), longest=6, samples=2)
+    written = write_responses(model, tokenizer, prompts, seeds=range(3), longest=[6] * 3, samples=2)
     samples = [Sample(prompt, one.tokens) for prompt, group in zip(prompts, written, strict=True) for one in group]
     mask = mask_of([len(sample.response) for sample in samples], torch.device("cpu"))
     rng = np.random.default_rng(0)

@@ -44,7 +44,7 @@ def test_rewards_advantages_and_losses_by_plain_python(setup):
     value = RewardModel(policy_of("gpt", scale=5.0)[0], policy.reading)
     ppo = PPO(policy, value, recipe, AdaptiveKL(0.3))
     prompts = encoded(tokenizer)
-    written = write_responses(model, tokenizer, prompts, seeds=range(5), longest=6)
+    written = write_responses(model, tokenizer, prompts, seeds=range(5), longest=[6] * 5)
     samples = [Sample(prompt, one.tokens) for prompt, (one,) in zip(prompts, written, strict=True)]
     mask = mask_of([len(sample.response) for sample in samples], torch.device("cpu"))
     dealt = divide(

@@ -13,7 +13,7 @@ from stemma.errors import InputError
 
 def rollout(model, tokenizer, **options):
     prompts = encoded(tokenizer)
-    how = {"seeds": range(len(prompts)), "longest": 12, **options}
+    how = {"seeds": range(len(prompts)), "longest": [12] * len(prompts), **options}
     return prompts, write_responses(model, tokenizer, prompts, **how)
 
 
@@ -70,12 +70,13 @@ def test_a_rollout_follows_the_weights():
 
 def test_ends_and_lengths():
     model, tokenizer = policy_of("gpt")
-    _, responses = rollout(model, tokenizer, longest=40)
-    for (one,) in responses:
+    longest = [40, 1, 30, 2, 40]
+    _, responses = rollout(model, tokenizer, longest=longest)
+    for (one,), most in zip(responses, longest, strict=True):
         assert one.ended == (one.tokens[-1] == tokenizer.separator)
-        assert len(one.tokens) == len(one.log_probabilities) <= 40
+        assert len(one.tokens) == len(one.log_probabilities) <= most
         assert one.text == tokenizer.decode(one.tokens)
-    _, stopped = rollout(model, tokenizer, longest=40, stop=["e"])
+    _, stopped = rollout(model, tokenizer, longest=[40] * 5, stop=["e"])
     assert any(one.ended and one.tokens[-1] != tokenizer.separator and "e" not in one.text for (one,) in stopped)
 
 

@@ -13,13 +13,14 @@ from tiny_models import WORDS, directory_of, model_of, tokenizer_of
 from stemma import families
 from stemma.alignment.reading import reading_of
 from stemma.alignment.recipe import build_recipe
+from stemma.alignment.rollouts import write_responses
 from stemma.cli import main
 from stemma.data.tokenizers import train_tokenizer
 from stemma.distillation.distil import distil, think
 from stemma.distillation.linear_divergence import SoftLoss
 from stemma.distillation.recipe import DistillationRecipe, OnPolicyRecipe
 from stemma.distillation.teachers import Teacher, load_teachers, order_of
-from stemma.distillation.tokens import Taught, write
+from stemma.distillation.tokens import Taught
 from stemma.errors import InputError
 
 NAMES = ["dog", "cat", "fox", "Anna", "Boris", "red", "blue", "green", "one", "two", "three", "four"]
@@ -149,8 +150,13 @@ def test_on_its_own_responses():
     torch.manual_seed(3)
     torch.rand(())
     prompts = [one["tokens"][: one["prompt"]].tolist() for one in items(objective.tokenizer)]
-    responses = write(model.eval(), objective.tokenizer, prompts, [5] * 6, 0.9, int(torch.randint(1 << 62, ())))
-    own = [{"tokens": np.array([*one, *two]), "prompt": len(one)} for one, two in zip(prompts, responses, strict=True)]
+    seed = int(torch.randint(1 << 62, ()))
+    how = {"seeds": range(seed, seed + 6), "longest": [5] * 6, "temperature": 0.9}
+    responses = write_responses(model.eval(), objective.tokenizer, prompts, **how)
+    own = [
+        {"tokens": np.array([*prompt, *one.tokens]), "prompt": len(prompt)}
+        for prompt, (one,) in zip(prompts, responses, strict=True)
+    ]
     assert float(loss) == pytest.approx(float(plain.loss(model, batch_of(plain, own))[0]), rel=1e-5)
 
 

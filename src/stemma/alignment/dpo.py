@@ -33,8 +33,9 @@ from stemma.alignment.stage import (
     write_results,
 )
 from stemma.data.content_hashes import digest
+from stemma.families.weight_hash import hash_of_weights
 from stemma.files import write_whole
-from stemma.finetuning.in_batches import in_batches
+from stemma.finetuning.in_batches import in_batches, means_of_loss
 from stemma.layers.token_log_probabilities import token_log_probabilities
 from stemma.training.hardware import choose_precision, prepare_processor
 from stemma.training.objective import Display, Measurement
@@ -206,26 +207,8 @@ def optimise(
 def measure_preferences(model: Any, objective: Preferences, examples: Sequence[Any], batch: int) -> Measurement:
     """Return the mean loss over pairs, how often the chosen response gained more than the other, and how much each
     gained in log-probability."""
-
-    def run(collated: Batch) -> Sequence[Tensor]:
-        return (objective.log_probabilities(model, collated).cpu() - collated["reference"].cpu()).unbind()
-
-    ratios = torch.stack(in_batches(model, objective, examples, run, batch))
-    losses = dpo_loss(
-        ratios,
-        torch.zeros_like(ratios),
-        beta=objective.beta,
-        loss=objective.loss_kind,
-        label_smoothing=objective.label_smoothing,
-    )
-    margins = objective.beta * (ratios[:, 0] - ratios[:, 1])
-    metrics = {
-        "accuracy": float((margins > 0).double().mean()),
-        "margin": float(margins.mean()),
-        "chosen_gain": float(ratios[:, 0].mean()),
-        "rejected_gain": float(ratios[:, 1].mean()),
-    }
-    return Measurement(float(losses.mean()), len(examples), metrics, None)
+    means = means_of_loss(model, objective, examples, batch)
+    return Measurement(means.pop("nll"), len(examples), means, None)
 
 
 @torch.no_grad()
@@ -267,9 +250,7 @@ def _kept(file: Path, key: str) -> Tensor | None:
 
 def _hash(model: nn.Module, objective: Preferences, examples: Sequence[dict[str, Any]]) -> str:
     """Hash everything that decides the reference's log-probabilities."""
-    content: Any = hashlib.sha256(objective.loss_kind.encode())
-    for parameter in model.parameters():
-        content.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+    content: Any = hashlib.sha256(f"{objective.loss_kind} {hash_of_weights(model)}".encode())
     for example in examples:
         for text in example["texts"]:
             for array in text.values():

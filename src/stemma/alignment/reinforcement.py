@@ -236,7 +236,7 @@ class ReinforcementTrainer:
             self.task.tokenizer,
             [prompt.tokens for prompt in prompts],
             seeds=[derived_seed(*seed, place) for place in range(len(prompts))],
-            longest=recipe.longest,
+            longest=[recipe.longest] * len(prompts),
             temperature=recipe.temperature,
             stop=recipe.stop,
             samples=samples,

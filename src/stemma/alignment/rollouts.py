@@ -44,7 +44,7 @@ def write_responses(
     prompts: Sequence[Sequence[int]],
     *,
     seeds: Sequence[int],
-    longest: int,
+    longest: Sequence[int],
     temperature: float = 1.0,
     stop: Sequence[str] = (),
     samples: int = 1,
@@ -56,18 +56,17 @@ def write_responses(
 
     Args:
         model: in eval mode; nothing of it is kept, so that the next rollout is by the weights that it then has.
-        seeds: one for each prompt; the same seed and prompt give the same responses. longest: most tokens of one.
+        seeds: one for each prompt; the same seed and prompt give the same responses.
+        longest: most tokens of a response to each prompt.
     Raises:
         InputError: a prompt that leaves no room for a response, or see `Engine.submit`.
     """
     rows = len(prompts) * samples
     engine = Engine(model, tokenizer, most_texts=rows, budget=max(LEAST_BUDGET, 2 * rows))
     numbers = []
-    for prompt, seed in zip(prompts, seeds, strict=True):
+    for prompt, seed, most in zip(prompts, seeds, longest, strict=True):
         sampling = Sampling(temperature=temperature)
-        request = Request(
-            prompt, longest, sampling=sampling, stop=stop, samples=samples, seed=seed, log_probabilities=0
-        )
+        request = Request(prompt, most, sampling=sampling, stop=stop, samples=samples, seed=seed, log_probabilities=0)
         numbers.append(engine.submit(request))
     written: dict[tuple[int, int], Response] = {}
     tokens: dict[tuple[int, int], list[tuple[int, float]]] = {}
@@ -130,7 +129,7 @@ class LoadedPolicy:
                 self.tokenizer,
                 part,
                 seeds=seeds,
-                longest=longest,
+                longest=[longest] * len(part),
                 temperature=temperature,
                 stop=stop,
                 samples=samples,

@@ -1,6 +1,5 @@
 """From a student, its teachers and texts to a trained language model."""
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -8,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from stemma.alignment.reading import Batch
 from stemma.alignment.stage import (
     adapt,
     describe_model,
@@ -28,7 +27,8 @@ from stemma.distillation.recipe import DistillationRecipe
 from stemma.distillation.records import Records, record_of
 from stemma.distillation.teachers import Teacher, load_teachers
 from stemma.distillation.tokens import Taught
-from stemma.finetuning.in_batches import means_of_loss
+from stemma.families.weight_hash import hash_of_weights
+from stemma.finetuning.in_batches import in_batches, means_of_loss
 from stemma.training.hardware import choose_precision, prepare_processor
 from stemma.training.objective import Display, Measurement
 from stemma.training.progress import Silent
@@ -137,7 +137,6 @@ class Recorded(Sequence[Item]):
         return {**self.items[index], "record": lambda: self.records.record(number) if self.records else {}}
 
 
-@torch.no_grad()
 def think(
     objective: Taught, items: Sequence[Item], kept: int | None, batch: int, precision: torch.dtype = torch.float32
 ) -> list[dict[str, Tensor]]:
@@ -146,30 +145,21 @@ def think(
     Args:
         batch: items that are read at a time. precision: that the teachers compute in.
     """
-    device = objective.teachers[0].weight.device
-    rng = np.random.default_rng(0)  # nothing is drawn
-    found: list[Any] = [None] * len(items)
-    order = sorted(range(len(items)), key=lambda number: len(items[number]["tokens"]))
-    for start in range(0, len(order), batch):
-        numbers = order[start : start + batch]
-        examples = [objective.example(items[number], rng) for number in numbers]
-        collated = {name: value.to(device) for name, value in objective.collate(examples).items()}
+
+    def run(collated: Batch) -> list[dict[str, Tensor]]:
+        device = objective.teachers[0].weight.device
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            thought = objective.log_probabilities(collated)
-        pieces = [record_of(piece, kept) for piece in thought]
-        lengths = [len(items[number]["tokens"]) - items[number]["prompt"] for number in numbers]
+            pieces = [record_of(piece, kept) for piece in objective.log_probabilities(collated)]
+        lengths = (collated["reads"] - 1).tolist()  # behind the last token nothing is learned
         whole = {name: torch.cat([piece[name].cpu() for piece in pieces]).split(lengths) for name in pieces[0]}
-        for place, number in enumerate(numbers):
-            found[number] = {name: parts[place].clone() for name, parts in whole.items()}
-    return found
+        return [{name: parts[place].clone() for name, parts in whole.items()} for place in range(len(lengths))]
+
+    return in_batches(objective.teachers[0].model, objective, items, run, batch)
 
 
 def identity_of(teacher: Teacher) -> str:
     """Return a hash of a teacher's weights and of how it reads."""
-    content = hashlib.sha256(repr(teacher.reading).encode())
-    for parameter in teacher.model.parameters():
-        content.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
-    return content.hexdigest()
+    return digest([repr(teacher.reading), hash_of_weights(teacher.model)])
 
 
 def _key(recipe: DistillationRecipe, material: Material, teachers: str, tokenizer: str) -> dict[str, Any]:

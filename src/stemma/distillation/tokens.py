@@ -13,14 +13,12 @@ import torch
 from torch import Tensor
 
 from stemma.alignment.reading import IGNORED, Batch, Reading, Sample
+from stemma.alignment.rollouts import write_responses
 from stemma.data.tokenizers import Tokenizer
 from stemma.distillation.linear_divergence import SoftLoss, Targets, linear_divergence
 from stemma.distillation.recipe import OnPolicyRecipe
 from stemma.distillation.records import targets_of_records
 from stemma.distillation.teachers import Teacher
-from stemma.inference.engine import Engine
-from stemma.inference.requests import Request
-from stemma.inference.sampling import Sampling
 from stemma.layers.ensembles import Mean, soft_targets
 
 _TEACHER = "teacher "
@@ -135,42 +133,15 @@ class Taught:
         model.eval()
         # A teacher may read no more than the data's longest.
         longest = [min(options.longest, self.reading.longest - len(prompt)) for prompt in prompts]
-        responses = write(model, self.tokenizer, prompts, longest, options.temperature, seed)
+        seeds = range(seed, seed + len(prompts))
+        responses = write_responses(
+            model, self.tokenizer, prompts, seeds=seeds, longest=longest, temperature=options.temperature
+        )
         model.train()
         items = [
-            {"tokens": np.array([*prompt, *response], np.int64), "prompt": len(prompt)}
-            for prompt, response in zip(prompts, responses, strict=True)
+            {"tokens": np.array([*prompt, *response.tokens], np.int64), "prompt": len(prompt)}
+            for prompt, (response,) in zip(prompts, responses, strict=True)
         ]
         rng = np.random.default_rng(0)  # nothing is drawn
         collated = self.collate([self.example(item, rng) for item in items])
         return {name: value.to(batch["targets"].device) for name, value in collated.items()}
-
-
-def write(
-    model: Any,
-    tokenizer: Tokenizer,
-    prompts: Sequence[Sequence[int]],
-    longest: Sequence[int],
-    temperature: float,
-    seed: int,
-) -> list[list[int]]:
-    """Return what a model writes for each prompt, drawn from its whole distribution, with the token that ended it.
-
-    Args:
-        longest: most tokens of each response.
-    Raises:
-        InputError: a prompt that leaves no room.
-    """
-    engine = Engine(model, tokenizer, most_texts=len(prompts))
-    sampling = Sampling(temperature=temperature)
-    numbers = [
-        engine.submit(Request(prompt, most, sampling=sampling, seed=seed + place))
-        for place, (prompt, most) in enumerate(zip(prompts, longest, strict=True))
-    ]
-    written: dict[int, list[int]] = {number: [] for number in numbers}
-    with torch.inference_mode(), engine.fast_products():
-        while engine.busy:
-            for news in engine.step():
-                if news.token is not None:
-                    written[news.request].append(news.token.token)
-    return [written[number] for number in numbers]

@@ -1,6 +1,5 @@
 """All layers of all tokens of a text, computed once by a frozen model and kept in a memory-mapped file."""
 
-import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from stemma.data.content_hashes import digest
 from stemma.data.tokenizers import Tokenizer
 from stemma.errors import InputError
 from stemma.families.elmo.model import ELMo
+from stemma.families.weight_hash import hash_of_weights
 from stemma.files import write_whole
 from stemma.inference.embeddings import frame_of
 from stemma.inference.states import layers_of
@@ -82,7 +82,9 @@ def layers_of_sentences(
     last = [np.where(one.last <= room, one.last, start) for one, start in zip(pieces, first, strict=True)]
     cut = sum(int((ends == begins).sum()) for begins, ends in zip(first, last, strict=True)) - lost
     shape = int(starts[-1]), 1 + model.config.layers, model.config.hidden
-    name = digest([_weights(model), "words" if tokenizer is None else tokenizer.fingerprint, *map(" ".join, sentences)])
+    named = f"{type(model).__name__} {model.config}"
+    tokens = "words" if tokenizer is None else tokenizer.fingerprint
+    name = digest([named, hash_of_weights(model), tokens, *map(" ".join, sentences)])
     path = cache / "layers" / f"{name}.npy"
     if path.is_file():
         report(len(sentences))
@@ -129,12 +131,3 @@ def _of_words(
 ) -> Iterator[tuple[int, Tensor]]:
     for number, layers in enumerate(word_vectors(WordStates(model), sentences, report=report)):
         yield number, torch.from_numpy(layers).transpose(0, 1)
-
-
-def _weights(model: Any) -> str:
-    """Return a hash of what a model is and of all its weights."""
-    state = hashlib.sha256(f"{type(model).__name__} {model.config}".encode())
-    for name, weight in model.state_dict().items():
-        state.update(name.encode())
-        state.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return state.hexdigest()
