@@ -3,12 +3,13 @@
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from stemma.alignment.conversations import Message, Prompt, checked_messages
 from stemma.alignment.recipe import DialogueRecipe
+from stemma.data.content_hashes import digest
 from stemma.data.dataset_rows import is_dataset, needs_split
 from stemma.data.labelled import LabelledData, split_by_hash
 from stemma.data.readers import check_unicode, missing_field
@@ -76,6 +77,11 @@ def read_parts(
 def key_of(prompt: Prompt) -> str:
     """Return a prompt as one string, by which prompts are told apart."""
     return json.dumps(prompt)
+
+
+def fingerprint_of(rows: Sequence[Any]) -> str:
+    """Return a hash of dialogues, comparisons or other data classes of what JSON can hold."""
+    return digest([json.dumps([asdict(row) for row in rows])])
 
 
 def prompt_of(row: Mapping[str, Any], column: str, origin: str) -> Prompt:

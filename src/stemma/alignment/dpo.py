@@ -5,9 +5,8 @@ paper does not say how log-ratios of texts are scaled, and as TRL does we take m
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +19,16 @@ from torch import Tensor, nn
 
 from stemma.alignment import ranking
 from stemma.alignment.comparisons import read_splits
+from stemma.alignment.dialogues import fingerprint_of
 from stemma.alignment.reading import IGNORED, Batch, Reading
 from stemma.alignment.recipe import DPORecipe
 from stemma.alignment.reward import describe_comparisons
-from stemma.alignment.stage import (
-    adapt,
-    describe_model,
-    load_pupil,
-    save_language_model,
-    train,
-    workplace,
-    write_results,
-)
-from stemma.data.content_hashes import digest
+from stemma.alignment.stage import adapt, describe_model, load_pupil, reached, train, workplace
 from stemma.families.weight_hash import hash_of_weights
 from stemma.files import write_whole
 from stemma.finetuning.in_batches import in_batches, means_of_loss
 from stemma.layers.token_log_probabilities import token_log_probabilities
-from stemma.training.hardware import choose_precision, prepare_processor
+from stemma.training.hardware import choose_precision
 from stemma.training.objective import Display, Measurement
 from stemma.training.progress import Silent
 from stemma.training.trainer import Outcome
@@ -154,7 +145,6 @@ def optimise(
         Diverged: the loss was not finite several updates in a row.
         OSError: the last checkpoint could not be written.
     """
-    prepare_processor()
     shown, data = display or Silent(), recipe.data
     given, held = read_splits(data)
     with workplace(out, recipe) as workers:
@@ -162,7 +152,6 @@ def optimise(
         objective = Preferences(pupil.reading, options.beta, options.loss, options.label_smoothing)
         encoded = [ranking.encode(part, pupil.renderer, pupil.reading) for part in (given.prompts, held)]
         learned, held_out = (in_pairs(examples) for examples, _, _ in encoded)
-        content = digest([json.dumps([asdict(comparison) for comparison in given.prompts])])
 
         def measure(model: Any) -> Measurement:
             return measure_preferences(model, objective, held_out, recipe.training.batch)
@@ -176,13 +165,13 @@ def optimise(
         outcome = train(
             recipe,
             out,
+            pupil,
             pupil.model,
             objective,
             learned,
             [len(example["tokens"]) for example in learned],
             measure=measure,
-            save=lambda model, directory: save_language_model(pupil, model, directory),
-            fingerprints={"data": content, "tokenizer": pupil.tokenizer.fingerprint},
+            fingerprints={"data": fingerprint_of(given.prompts)},
             overwrite=overwrite,
             display=shown,
             workers=workers,
@@ -192,16 +181,7 @@ def optimise(
             ],
             prepare=prepare,
         )
-        if outcome.reason == "interrupted":
-            return outcome, None
-        evaluation = outcome.progress.evaluation or {}
-        results = {
-            "steps": outcome.progress.step,
-            "best_step": outcome.progress.best_step,
-            "held_out": {"pairs": len(held_out), "loss": evaluation.get("loss"), **(evaluation.get("metrics") or {})},
-        }
-        write_results(out, results)
-        return outcome, results
+        return outcome, reached(out, outcome, {"pairs": len(held_out)})
 
 
 def measure_preferences(model: Any, objective: Preferences, examples: Sequence[Any], batch: int) -> Measurement:

@@ -29,7 +29,6 @@ from stemma.errors import InputError
 from stemma.families.directory import resolve
 from stemma.inference.chat_template import ChatTemplate
 from stemma.training.batches import derived_seed
-from stemma.training.hardware import prepare_processor
 from stemma.training.lora import LoRAConfig, add_lora
 from stemma.training.objective import Display
 from stemma.training.progress import Silent
@@ -47,7 +46,6 @@ def reinforce(
         RunAway: the policy ran away, or its entropy collapsed; the last good checkpoint is intact.
         OSError: the last checkpoint could not be written.
     """
-    prepare_processor()
     shown = display or Silent()
     with workplace(out, recipe) as workers:
         # What cannot be trained leaves the directory for the corrected command.

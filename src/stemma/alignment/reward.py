@@ -1,8 +1,7 @@
 """Training a reward model on comparisons of responses (Ouyang et al. 2022, section 3.5 and appendix C.2)."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +9,16 @@ import torch
 
 from stemma.alignment import ranking
 from stemma.alignment.comparisons import Comparison, Comparisons, read_splits
-from stemma.alignment.dialogues import read_dialogues
+from stemma.alignment.dialogues import fingerprint_of, read_dialogues
 from stemma.alignment.ranking import Ranking
 from stemma.alignment.reading import Sample
 from stemma.alignment.recipe import DialogueRecipe, RewardRecipe
 from stemma.alignment.reward_model import RewardModel, load_reward_model
 from stemma.alignment.reward_report import RewardReport, report
 from stemma.alignment.stage import Pupil, adapt, describe_model, load_pupil, train, workplace, write_results
-from stemma.data.content_hashes import digest
 from stemma.errors import InputError
 from stemma.families.growth import with_vocabulary
 from stemma.finetuning.in_batches import in_batches
-from stemma.training.hardware import prepare_processor
 from stemma.training.objective import Display, Measurement
 from stemma.training.progress import Silent
 from stemma.training.trainer import Outcome
@@ -44,7 +41,6 @@ def train_reward_model(
         Diverged: the loss was not finite several updates in a row.
         OSError: the last checkpoint could not be written.
     """
-    prepare_processor()
     shown, data = display or Silent(), recipe.data
     given, held = read_splits(data)
     with workplace(out, recipe) as workers:
@@ -74,16 +70,14 @@ def train_reward_model(
         outcome = train(
             recipe,
             out,
+            pupil,
             model,
             objective,
             learned,
             [len(example["tokens"]) for example in learned],
             measure=measure,
             save=save,
-            fingerprints={
-                "data": digest([json.dumps([asdict(comparison) for comparison in given.prompts])]),
-                "tokenizer": pupil.tokenizer.fingerprint,
-            },
+            fingerprints={"data": fingerprint_of(given.prompts)},
             overwrite=overwrite,
             display=shown,
             workers=workers,

@@ -1,8 +1,7 @@
 """Supervised fine-tuning: learn to say what the assistant says in demonstrations (Ouyang et al. 2022, section 3.5)."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -11,23 +10,13 @@ import numpy as np
 from torch import Tensor
 
 from stemma.alignment.conversations import Renderer
-from stemma.alignment.dialogues import Dialogue, key_of, read_dialogues, read_parts
+from stemma.alignment.dialogues import Dialogue, fingerprint_of, key_of, read_dialogues, read_parts
 from stemma.alignment.reading import IGNORED, Batch, CausalReading, Example, Reading, Sample
 from stemma.alignment.recipe import SFTRecipe
-from stemma.alignment.stage import (
-    adapt,
-    describe_model,
-    load_pupil,
-    save_language_model,
-    train,
-    workplace,
-    write_results,
-)
-from stemma.data.content_hashes import digest
+from stemma.alignment.stage import adapt, describe_model, load_pupil, reached, train, workplace
 from stemma.errors import InputError
 from stemma.finetuning.in_batches import mean_loss
 from stemma.layers.cross_entropy import linear_cross_entropy
-from stemma.training.hardware import prepare_processor
 from stemma.training.objective import Display, Measurement
 from stemma.training.progress import Silent
 from stemma.training.trainer import Outcome
@@ -138,7 +127,6 @@ def tune(
         Diverged: the loss was not finite several updates in a row.
         OSError: the last checkpoint could not be written.
     """
-    prepare_processor()
     shown, data = display or Silent(), recipe.data
     parts = read_parts(data.train, data.dev, lambda path: read_dialogues(path, data), key_of_dialogue)
     with workplace(out, recipe) as workers:
@@ -158,16 +146,13 @@ def tune(
         outcome = train(
             recipe,
             out,
+            pupil,
             pupil.model,
             objective,
             learned.examples,
             [len(example["tokens"]) for example in learned.examples],
             measure=measure,
-            save=lambda model, directory: save_language_model(pupil, model, directory),
-            fingerprints={
-                "data": digest([json.dumps([asdict(dialogue) for dialogue in parts[0]])]),
-                "tokenizer": pupil.tokenizer.fingerprint,
-            },
+            fingerprints={"data": fingerprint_of(parts[0])},
             overwrite=overwrite,
             display=shown,
             workers=workers,
@@ -177,21 +162,9 @@ def tune(
                 describe_model(recipe, pupil.model),
             ],
         )
-        if outcome.reason == "interrupted":
-            return outcome, None
-        evaluation = outcome.progress.evaluation or {}
-        results = {
-            "steps": outcome.progress.step,
-            "best_step": outcome.progress.best_step,
-            "examples": len(learned.examples),
-            "cut": learned.cut,
-            "dropped": learned.dropped,
-            "learned_tokens": tokens,
-            "held_out": {"examples": len(held_out.examples), "loss": evaluation.get("loss")},
-            "best_loss": outcome.progress.best_loss,
-        }
-        write_results(out, results)
-        return outcome, results
+        numbers = {"examples": len(learned.examples), "cut": learned.cut, "dropped": learned.dropped}
+        held = {"examples": len(held_out.examples)}
+        return outcome, reached(out, outcome, held, **numbers, learned_tokens=tokens)
 
 
 def key_of_dialogue(dialogue: Dialogue) -> str:

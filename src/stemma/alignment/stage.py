@@ -3,7 +3,7 @@
 import copy
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from stemma.files import write_whole
 from stemma.inference.chat_template import ChatTemplate
 from stemma.training.batches import derived_seed
 from stemma.training.distributed import Workers, start_workers
+from stemma.training.hardware import prepare_processor
 from stemma.training.lora import LoRAConfig, add_lora, lora_layers, merge_lora
 from stemma.training.objective import Display, Measured, Measurement
 from stemma.training.recipe import RunRecipe, evaluated_each_epoch
@@ -48,7 +49,7 @@ class Pupil:
 
 @contextmanager
 def workplace(out: Path, recipe: RunRecipe) -> Iterator[Workers]:
-    """Keep other processes from the directory of a run, and find the device that the recipe asks for.
+    """Keep other processes from the directory of a run, and make the device ready that the recipe asks for.
 
     Raises:
         InputError: another process is at it, no such device, or several processes.
@@ -57,6 +58,7 @@ def workplace(out: Path, recipe: RunRecipe) -> Iterator[Workers]:
         raise InputError("alignment runs in one process; expected a start without torchrun")
     if recipe.execution.device == "cuda" and not torch.cuda.is_available():
         raise InputError("execution.device: cuda, and PyTorch finds no GPU; expected auto or cpu")
+    prepare_processor()
     with locked(out), start_workers(recipe.execution.device) as workers:
         yield workers
 
@@ -106,13 +108,14 @@ def merged(model: Model) -> Model:
 def train(
     recipe: Any,
     out: Path,
+    pupil: Pupil,
     model: nn.Module,
     objective: Any,
     examples: Sequence[Any],
     lengths: Sequence[int],
     *,
     measure: Callable[[Any], Measurement],
-    save: Callable[[Any, Path], None],
+    save: Callable[[Any, Path], None] | None = None,
     fingerprints: dict[str, str],
     overwrite: bool,
     display: Display,
@@ -123,9 +126,11 @@ def train(
     """Train in a directory that is locked, or go on where an earlier run stopped there.
 
     Args:
-        examples: what the objective's `collate` takes. lengths: of them, in tokens.
-        measure: of the model in eval mode. save: writes the model, without adapters, to a directory.
-        fingerprints: of what the weights depend on beside the recipe; `data` among them.
+        model: of the pupil, or one round it. examples: what the objective's `example` takes. lengths: of them, in
+            tokens.
+        measure: of the model in eval mode. save: writes the model, without adapters, to a directory; default:
+            `save_language_model`.
+        fingerprints: of what the weights depend on beside recipe and tokenizer; `data` among them.
         summary: lines to show first. prepare: what is to be done with the weights as they came.
     Raises:
         InputError: a directory of another run.
@@ -150,12 +155,15 @@ def train(
         length=max(round(sum(lengths) / len(lengths)), 1),
         steps=max(steps, 1),
         held_out=Measured(measure),
-        fingerprints=fingerprints,
+        fingerprints={**fingerprints, "tokenizer": pupil.tokenizer.fingerprint},
     )
 
     def publish(weights: Any, directory: Path) -> None:
         with holding(model, weights):
-            save(merged(model), directory)
+            if save is None:
+                save_language_model(pupil, merged(model), directory)
+            else:
+                save(merged(model), directory)
 
     trainer = Trainer(
         task,
@@ -178,7 +186,27 @@ def save_language_model(pupil: Pupil, model: Any, directory: Path) -> None:
         template.save(directory)
 
 
-def write_results(out: Path, results: dict[str, Any]) -> None:
+def reached(out: Path, outcome: Outcome, held_out: Mapping[str, int], **more: Any) -> dict[str, Any] | None:
+    """Return what a run reached on held-out data, which is written to `out`, too; None: it was interrupted.
+
+    Args:
+        held_out: how many there are, by what they are. more: to say of the run.
+    """
+    if outcome.reason == "interrupted":
+        return None
+    progress, evaluation = outcome.progress, outcome.progress.evaluation or {}
+    results = {
+        "steps": progress.step,
+        "best_step": progress.best_step,
+        "best_loss": progress.best_loss,
+        **more,
+        "held_out": {**held_out, "loss": evaluation.get("loss"), **(evaluation.get("metrics") or {})},
+    }
+    write_results(out, results)
+    return results
+
+
+def write_results(out: Path, results: Mapping[str, Any]) -> None:
     """Write what a run reached."""
     with write_whole(out / RESULTS) as temporary:
         temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

@@ -11,15 +11,7 @@ import torch
 from torch import Tensor
 
 from stemma.alignment.reading import Batch
-from stemma.alignment.stage import (
-    adapt,
-    describe_model,
-    load_pupil,
-    save_language_model,
-    train,
-    workplace,
-    write_results,
-)
+from stemma.alignment.stage import adapt, describe_model, load_pupil, reached, train, workplace
 from stemma.data.content_hashes import digest
 from stemma.distillation.linear_divergence import SoftLoss
 from stemma.distillation.material import Item, Material, read_material
@@ -29,7 +21,7 @@ from stemma.distillation.teachers import Teacher, load_teachers
 from stemma.distillation.tokens import Taught
 from stemma.families.weight_hash import hash_of_weights
 from stemma.finetuning.in_batches import in_batches, means_of_loss
-from stemma.training.hardware import choose_precision, prepare_processor
+from stemma.training.hardware import choose_precision
 from stemma.training.objective import Display, Measurement
 from stemma.training.progress import Silent
 from stemma.training.trainer import Outcome
@@ -51,7 +43,6 @@ def distil(
         Diverged: the loss was not finite several updates in a row.
         OSError: the last checkpoint, or a record of the teachers, could not be written.
     """
-    prepare_processor()
     shown, options = display or Silent(), recipe.objective
     with workplace(out, recipe) as workers:
         pupil = load_pupil(recipe, workers.device)
@@ -88,38 +79,20 @@ def distil(
         outcome = train(
             recipe,
             out,
+            pupil,
             pupil.model,
             objective,
             learned,
             material.lengths,
             measure=measure,
-            save=lambda model, directory: save_language_model(pupil, model, directory),
-            fingerprints={
-                "data": material.fingerprint,
-                "tokenizer": pupil.tokenizer.fingerprint,
-                "teachers": identity,
-            },
+            fingerprints={"data": material.fingerprint, "teachers": identity},
             overwrite=overwrite,
             display=shown,
             workers=workers,
             summary=[material.summary, _describe(recipe, teachers), describe_model(recipe, pupil.model)],
             prepare=prepare,
         )
-        if outcome.reason == "interrupted":
-            return outcome, None
-        evaluation = outcome.progress.evaluation or {}
-        results = {
-            "steps": outcome.progress.step,
-            "best_step": outcome.progress.best_step,
-            "held_out": {
-                "examples": len(held_out),
-                "loss": evaluation.get("loss"),
-                **(evaluation.get("metrics") or {}),
-            },
-            "best_loss": outcome.progress.best_loss,
-        }
-        write_results(out, results)
-        return outcome, results
+        return outcome, reached(out, outcome, {"examples": len(held_out)})
 
 
 class Recorded(Sequence[Item]):

@@ -4,17 +4,15 @@ An item has `tokens`, int64 [length], and `prompt`, how many of them are not lea
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from json import dumps
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from stemma.alignment.conversations import Renderer
-from stemma.alignment.dialogues import Dialogue, read_dialogues, read_parts
+from stemma.alignment.dialogues import Dialogue, fingerprint_of, read_dialogues, read_parts
 from stemma.alignment.reading import CausalReading, Reading
 from stemma.alignment.sft import key_of_dialogue, samples_of
-from stemma.data.content_hashes import digest
 from stemma.data.corpora import CorpusSource
 from stemma.data.shards import prepare
 from stemma.data.tokenized_corpus import TokenizedSplit
@@ -74,11 +72,10 @@ def read_material(
         return _texts(data, tokenizer, reading, shown)
     parts = read_parts(data.train, data.dev, lambda path: read_dialogues(path, data), key_of_dialogue)
     learned, held_out = (_items(part, renderer, reading) for part in parts)
-    fingerprint = digest([dumps([asdict(dialogue) for dialogue in parts[0]])])
     words = sum(len(item["tokens"]) - item["prompt"] for item in learned)
     texts = f"{len(learned):,} responses to learn from, {len(held_out):,} held out; {words:,} tokens are learned"
     lengths = [len(item["tokens"]) for item in learned]
-    return Material(learned, lengths, held_out, fingerprint, f"data       {data.train}: {texts}")
+    return Material(learned, lengths, held_out, fingerprint_of(parts[0]), f"data       {data.train}: {texts}")
 
 
 def _items(dialogues: Sequence[Dialogue], renderer: Renderer, reading: Reading) -> list[Item]:
