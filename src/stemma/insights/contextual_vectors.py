@@ -20,7 +20,7 @@ from stemma.data.vectors import WordVectors
 from stemma.evaluation.intervals import over_seeds, paired_over_seeds
 from stemma.families.bert.tokens import BERTTokens
 from stemma.inference.word_states import WordStates
-from stemma.insights.claims import Claim, Decision, Outcome, Results, values
+from stemma.insights.claims import Claim, Decision, Results, by_all, values
 from stemma.insights.experiments import Column, Experiment, Job
 from stemma.insights.lineage import TEXT, pretrained, write_text
 from stemma.insights.workers import Report, Reporter
@@ -123,12 +123,7 @@ def decide(results: Results) -> Decision:
         return values(results, arm, lambda measures: measures["accuracy"])
 
     effects = {EXPERIMENT.arms[arm]: paired_over_seeds(accuracy(arm), accuracy("glove")) for arm in ("elmo", "bert")}
-    effect = min(effects.values(), key=lambda interval: interval.estimate)
-    outcome: Outcome = "undecided"
-    if all(interval.low > 0 for interval in effects.values()):
-        outcome = "reproduced"
-    elif any(interval.high < 0 for interval in effects.values()):
-        outcome = "not reproduced"
+    outcome, effect = by_all(effects.values())
     details = {f"{name} minus GloVe": interval for name, interval in effects.items()}
     return Decision(outcome, effect, details=details | {"GloVe": over_seeds(accuracy("glove"))})
 
@@ -157,7 +152,8 @@ CLAIM = Claim(
     varied="what gives the vector: GloVe, ELMo (mean of its layers), BERT (last layer)",
     controlled="the text to pretrain on, how often it is read, the pairs of words and their contexts (unseen)",
     decides="two words are written as one; how often the nearest vector by cosine is from a context of the same word, "
-    "minus GloVe's (half, as all its vectors are one); reproduced if the intervals of both ELMo and BERT lie above 0",
+    "minus GloVe's (half, as all its vectors are one); reproduced if the intervals of both ELMo and BERT lie above 0, "
+    "not reproduced if one lies below",
     decide=decide,
     experiment=EXPERIMENT,
 )
