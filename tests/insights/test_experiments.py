@@ -16,7 +16,7 @@ from stemma.insights.claims import Claim, Decision, by_sign, difference
 from stemma.insights.experiments import Column, Experiment, Job, run_experiment
 from stemma.insights.live import plain
 from stemma.insights.parts import Code, Paragraph
-from stemma.insights.reproduce import section_of, trial_of
+from stemma.insights.reproduce import CLAIMS, section_of, trial_of
 from stemma.insights.tables import average, rows_of
 from stemma.insights.workers import Report
 
@@ -133,6 +133,10 @@ def test_lines_and_section_of_a_claim(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "ten-2        sum 112.000" in console.export_text().splitlines()
     assert json.loads((tmp_path / "adding" / "verdict.json").read_text())["outcome"] == "reproduced"
     results = json.loads((tmp_path / "adding" / "results.json").read_text())
-    parts = section_of(claim, decision, results, tmp_path / "adding").parts
-    assert Paragraph("4 measured") in parts and Code("stemma reproduce adding", caption="to run it again") in parts
+    parts = section_of(trial, decision, results, tmp_path / "adding").parts
+    command = Code("stemma reproduce adding --seeds 2 --scale small", caption="to run it again")
+    assert Paragraph("4 measured") in parts and command in parts
     assert "ten is more than one" in (tmp_path / "report.html").read_text()
+    given = {"steps": 7, "text": "my text.txt"}
+    command = trial_of(CLAIMS["sliding-window"], seeds=3, scale="medium", given=given).command
+    assert command == "stemma reproduce sliding-window --seeds 3 --scale medium --steps 7 --text 'my text.txt'"
