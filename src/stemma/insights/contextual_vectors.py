@@ -150,7 +150,7 @@ CLAIM = Claim(
     hypothesis="the vector that a pretrained network gives a word tells its senses apart; a vector of the word alone "
     "does not",
     varied="what gives the vector: GloVe, ELMo (mean of its layers), BERT (last layer)",
-    controlled="the text to pretrain on, how often it is read, the pairs of words and their contexts (unseen)",
+    controlled="the text to pretrain on, how often it is read (GloVe: once), the pairs of words and their contexts (unseen)",
     decides="two words are written as one; how often the nearest vector by cosine is from a context of the same word, "
     "minus GloVe's (half, as all its vectors are one); reproduced if the intervals of both ELMo and BERT lie above 0, "
     "not reproduced if one lies below",

@@ -72,9 +72,9 @@ def decide(results: Results) -> Decision:
     if cost.low <= 0:
         return Decision("undecided", saved, "the loss under PPO does not rise, so there is no tax to pay back", details)
     outcome: Outcome = "undecided"
-    if rest.high < KEPT and ratio.low > AS_GOOD:
+    if saved.low > 0 and rest.high < KEPT and ratio.low > AS_GOOD:
         outcome = "reproduced"
-    elif rest.low > KEPT or ratio.high < AS_GOOD:
+    elif saved.high < 0 or rest.low > KEPT or ratio.high < AS_GOOD:
         outcome = "not reproduced"
     return Decision(outcome, saved, details=details)
 
@@ -110,8 +110,9 @@ CLAIM = Claim(
     "mixed into every update keep that, at about the same reward",
     varied="whether gradients of pretraining are mixed in",
     controlled="the policy and the reward model that PPO begins with, prompts, rollouts, updates, rate, seeds",
-    decides=f"by what share the loss of unseen text rises, PPO minus PPO-ptx; reproduced if PPO's rise lies above 0, "
-    f"PPO-ptx's below {KEPT:.0%}, and its true reward above {AS_GOOD:.0%} of PPO's",
+    decides=f"by what share the loss of unseen text rises, PPO minus PPO-ptx; reproduced if this lies above 0, "
+    f"PPO-ptx's rise below {KEPT:.0%}, and its true reward above {AS_GOOD:.0%} of PPO's; not reproduced if one of these "
+    "lies on the other side; undecided if the loss under PPO does not rise",
     decide=decide,
     experiment=EXPERIMENT,
 )
