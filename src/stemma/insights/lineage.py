@@ -256,9 +256,9 @@ CLAIM = Claim(
     hypothesis="each generation of pretraining represents text better: words counted, vectors of words, recurrent "
     "networks fine-tuned, their contextual states, Transformers fine-tuned",
     varied="what is pretrained, and how it is used to classify",
-    controlled="the text to pretrain on, how often it is read (GloVe: once, its counts more often), the labelled texts, "
-    "their division, by which part settings are chosen (a rate for the networks, a strength for logistic regression); "
-    "not the number of parameters",
+    controlled="the text to pretrain on, how often it is read (GloVe: once, its counts more often), the labelled "
+    "texts, their division, by which part settings are chosen (a rate for the networks, a strength for logistic "
+    "regression); not the number of parameters",
     decides="accuracy: mean of GPT and BERT, fine-tuned, minus the mean of word2vec and GloVe under logistic "
     "regression; reproduced if its interval lies above 0",
     decide=decide,

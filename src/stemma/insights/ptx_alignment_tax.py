@@ -10,6 +10,7 @@ import numpy as np
 from stemma import families
 from stemma.data.corpora import CorpusSource
 from stemma.data.tokenizers import load_tokenizer
+from stemma.errors import InputError
 from stemma.evaluation.intervals import over_seeds
 from stemma.evaluation.likelihood import score_text
 from stemma.insights import docstring_policies
@@ -26,6 +27,8 @@ KEPT, AS_GOOD = 0.02, 0.95  # of the loss, and of the reward
 def prepare(settings: Mapping[str, Any], shared: Path) -> None:
     """Divide the text, and make the policy and the reward model that the jobs begin with."""
     rest = write_text(settings, shared)[: settings["documents"]]
+    if not rest:
+        raise InputError(f"{settings['text']}: no document is left beyond {settings['bytes']:,} bytes to measure on")
     lines = [json.dumps({"text": text}) for text in rest]
     (shared / HELD_OUT).write_text("\n".join(lines) + "\n", encoding="utf-8")
     docstring_policies.prepare(settings, shared, str(shared / TEXT))
@@ -111,8 +114,8 @@ CLAIM = Claim(
     varied="whether gradients of pretraining are mixed in",
     controlled="the policy and the reward model that PPO begins with, prompts, rollouts, updates, rate, seeds",
     decides=f"by what share the loss of unseen text rises, PPO minus PPO-ptx; reproduced if this lies above 0, "
-    f"PPO-ptx's rise below {KEPT:.0%}, and its true reward above {AS_GOOD:.0%} of PPO's; not reproduced if one of these "
-    "lies on the other side; undecided if the loss under PPO does not rise",
+    f"PPO-ptx's rise below {KEPT:.0%}, and its true reward above {AS_GOOD:.0%} of PPO's; not reproduced if one of "
+    "these lies on the other side; undecided if the loss under PPO does not rise",
     decide=decide,
     experiment=EXPERIMENT,
 )
