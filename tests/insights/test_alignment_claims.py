@@ -86,7 +86,7 @@ def test_what_an_evaluation_knows_of_the_divergence(library: Path) -> None:
 @pytest.mark.parametrize(
     ("ppo", "ptx", "reward", "outcome"),
     [(2.2, 2.02, 0.6, "reproduced"), (2.2, 2.1, 0.6, "not reproduced"), (2.2, 2.02, 0.4, "not reproduced"),
-     (1.9, 1.9, 0.6, "undecided")],
+     (1.9, 1.9, 0.6, "undecided"), (2.02, 2.03, 0.6, "not reproduced"), (2.02, 2.02, 0.6, "undecided")],
 )  # fmt: skip
 def test_the_tax(ppo: float, ptx: float, reward: float, outcome: str) -> None:
     def rows(loss: float, reward: float) -> list[dict[str, float]]:

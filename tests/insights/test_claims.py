@@ -8,7 +8,7 @@ import pytest
 from stemma.errors import InputError
 from stemma.evaluation.intervals import Interval
 from stemma.insights.arms import ARMS
-from stemma.insights.claims import Comparison, by_sign, claim_named, difference
+from stemma.insights.claims import Comparison, by_all, by_sign, claim_named, difference
 from stemma.insights.reproduce import CLAIMS, SCALES, description, trial_of
 
 
@@ -128,3 +128,16 @@ def test_an_unknown_scale() -> None:
 def test_claims_about_fine_tuning_need_labels() -> None:
     with pytest.raises(InputError, match="--labels"):
         trial_of(CLAIMS["glm-competitive"], seeds=2, given={"text": "my.txt"})
+
+
+@pytest.mark.parametrize(
+    ("effects", "outcome", "decisive"),
+    [([(1, 3), (2, 3)], "reproduced", (1, 3)), ([(1, 3), (0.2, 5)], "undecided", (0.2, 5)),
+     ([(-9, 9), (-2, -1), (1, 2)], "not reproduced", (-2, -1))],
+)  # fmt: skip
+def test_all_of_several_effects_must_lie_above(
+    effects: list[tuple[float, float]], outcome: str, decisive: tuple[float, float]
+) -> None:
+    intervals = [Interval((low + high) / 2, low, high) for low, high in effects]
+    found, effect = by_all(intervals, 0.5)
+    assert found == outcome and (effect.low, effect.high) == decisive

@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from stemma.insights.claims import Claim, Decision, by_sign, difference
 from stemma.insights.experiments import Column, Experiment, Job, run_experiment
 from stemma.insights.live import plain
 from stemma.insights.parts import Code, Paragraph
-from stemma.insights.reproduce import section_of, trial_of
+from stemma.insights.reproduce import CLAIMS, section_of, trial_of
 from stemma.insights.tables import average, rows_of
 from stemma.insights.workers import Report
 
@@ -80,16 +81,31 @@ def test_after_a_failure_it_goes_on_where_it_was(tmp_path: Path) -> None:
     assert [(tmp_path / job / "times").read_text() for job in ("one-1", "one-2")] == ["x", "xx"]
 
 
-def test_what_was_half_prepared_is_gone_on_with(tmp_path: Path) -> None:
+def failing(error: Exception) -> Experiment:
+    """The experiment, its preparation interrupted by an error."""
+
     def broken(settings: Mapping[str, Any], shared: Path) -> None:
         (shared / "rest").touch()
-        raise InputError("no text")
+        raise error
 
-    experiment = Experiment(EXPERIMENT.arms, EXPERIMENT.scales, work, (ADDED,), broken)
-    with pytest.raises(InputError, match="no text"):
-        run_experiment(experiment, SETTINGS, (1,), tmp_path, workers=1)
+    return replace(EXPERIMENT, prepare=broken)
+
+
+def test_what_was_half_prepared_is_gone_on_with(tmp_path: Path) -> None:
+    with pytest.raises(KeyError):
+        run_experiment(failing(KeyError()), SETTINGS, (1,), tmp_path, workers=1)
     run_experiment(EXPERIMENT, SETTINGS, (1,), tmp_path, workers=1)
     assert sorted(path.name for path in (tmp_path / "shared").iterdir()) == ["offset", "rest"]
+
+
+def test_what_is_put_right_goes_into_the_same_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no text"):
+        run_experiment(failing(InputError("no text")), SETTINGS, (1,), tmp_path, workers=1)
+    assert not list(tmp_path.iterdir())
+    run_experiment(EXPERIMENT, {**SETTINGS, "offset": 7}, (1,), tmp_path, workers=1)
+    with pytest.raises(InputError, match="another experiment"):
+        run_experiment(EXPERIMENT, SETTINGS, (1,), tmp_path, workers=1)
+    assert (tmp_path / "results.json").is_file()
 
 
 def test_another_experiment_in_the_same_folder(tmp_path: Path) -> None:
@@ -133,6 +149,10 @@ def test_lines_and_section_of_a_claim(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "ten-2        sum 112.000" in console.export_text().splitlines()
     assert json.loads((tmp_path / "adding" / "verdict.json").read_text())["outcome"] == "reproduced"
     results = json.loads((tmp_path / "adding" / "results.json").read_text())
-    parts = section_of(claim, decision, results, tmp_path / "adding").parts
-    assert Paragraph("4 measured") in parts and Code("stemma reproduce adding", caption="to run it again") in parts
+    parts = section_of(trial, decision, results, tmp_path / "adding").parts
+    command = Code("stemma reproduce adding --seeds 2 --scale small", caption="to run it again")
+    assert Paragraph("4 measured") in parts and command in parts
     assert "ten is more than one" in (tmp_path / "report.html").read_text()
+    given = {"steps": 7, "text": "my text.txt"}
+    command = trial_of(CLAIMS["sliding-window"], seeds=3, scale="medium", given=given).command
+    assert command == "stemma reproduce sliding-window --seeds 3 --scale medium --steps 7 --text 'my text.txt'"

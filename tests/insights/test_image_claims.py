@@ -6,7 +6,7 @@ import pytest
 
 from stemma.insights import data_efficient, distillation_token
 from stemma.insights.experiments import run_experiment
-from stemma.insights.reproduce import section_of
+from stemma.insights.reproduce import section_of, trial_of
 
 
 def token_results(none: float, soft: float, token: float, teacher: float = 0.95) -> dict[str, Any]:
@@ -73,4 +73,5 @@ def test_experiments_run(module: Any, tmp_path: Any) -> None:
     results = run_experiment(experiment, settings, (1, 2), tmp_path, workers=1)
     assert len(results["measures"]) == 2 * len(experiment.arms)
     assert all(0 <= measures["accuracy"] <= 1 for measures in results["measures"].values())
-    assert section_of(module.CLAIM, module.CLAIM.decide(results), results, tmp_path).title == module.CLAIM.name
+    trial = trial_of(module.CLAIM, seeds=2)
+    assert section_of(trial, module.CLAIM.decide(results), results, tmp_path).title == module.CLAIM.name

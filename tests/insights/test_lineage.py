@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stemma.insights import contextual_vectors, lineage
+from stemma.errors import InputError
+from stemma.insights import contextual_vectors, lineage, ptx_alignment_tax
 from stemma.insights.contextual_vectors import nearest_agrees
 from stemma.insights.experiments import Job, run_experiment
 
@@ -91,6 +92,16 @@ def test_pairs_of_words_and_their_contexts(corpus: Path, tmp_path: Path, monkeyp
         assert len(pair[word]) == 20
         assert all(len(before) == len(after) == 10 for before, after in pair[word])
         assert {other[0] for before, after in pair[word] for other in before + after} <= set(letters)
+
+
+def test_a_text_that_is_too_short(corpus: Path, tmp_path: Path) -> None:
+    settings = {"text": str(corpus / "corpus.jsonl"), "bytes": 1_000_000, "pairs": 5, "contexts": 20, "documents": 3}
+    with pytest.raises(
+        InputError, match=r"corpus.jsonl: no two words have 20 contexts each beyond the first 1,000,000"
+    ):
+        contextual_vectors.prepare(settings, tmp_path)
+    with pytest.raises(InputError, match=r"corpus.jsonl: no document is left beyond 1,000,000 bytes to measure on"):
+        ptx_alignment_tax.prepare(settings, tmp_path)
 
 
 def test_words_counted_tell_the_labels_apart(corpus: Path, tmp_path: Path) -> None:

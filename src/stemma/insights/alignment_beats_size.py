@@ -7,7 +7,7 @@ import numpy as np
 
 from stemma.alignment.instruct import PPO, SFT, align_all
 from stemma.evaluation.intervals import Interval, over_seeds
-from stemma.insights.claims import Claim, Decision, Outcome, Results, values
+from stemma.insights.claims import Claim, Decision, Results, by_all, values
 from stemma.insights.docstring_policies import (
     alignment_of,
     asked,
@@ -63,12 +63,7 @@ def decide(results: Results) -> Decision:
         "aligned over the larger one": against(aligned, larger),
         "aligned over the larger one with examples": against(aligned, prompted),
     }
-    effect = min(rates.values(), key=lambda interval: interval.estimate)
-    outcome: Outcome = "undecided"
-    if all(interval.low > 0.5 for interval in rates.values()):
-        outcome = "reproduced"
-    elif any(interval.high < 0.5 for interval in rates.values()):
-        outcome = "not reproduced"
+    outcome, effect = by_all(rates.values(), 0.5)
     details = {
         "demonstrated only, over the larger one with examples": against(("small", "demonstrated"), prompted),
         "aligned over demonstrated only": against(aligned, ("small", "demonstrated")),
@@ -94,7 +89,7 @@ def _settings(**changed: Any) -> Mapping[str, Any]:
 
 
 EXPERIMENT = Experiment(
-    arms={"small": "small, then aligned", "large": "8 times larger"},
+    arms={"small": "small, then aligned", "large": "over 8 times larger"},
     scales={
         "small": _settings(),
         "medium": _settings(vocabulary=4096, small=[4, 192, 6], large=[12, 512, 8], steps=12000, rollouts=200),
@@ -117,7 +112,8 @@ CLAIM = Claim(
     controlled="pretraining (text, tokens, order, tokenizer, rate), the prompts, of modules unseen in alignment, the "
     "temperature; a line break ends what the unaligned model writes",
     decides="share of the prompts where the response of the small, aligned model has the higher true reward, against "
-    "the larger model and against it with examples; reproduced if both intervals lie above a half",
+    "the larger model and against it with examples; reproduced if both intervals lie above a half, "
+    "not reproduced if one lies below",
     decide=decide,
     experiment=EXPERIMENT,
 )

@@ -4,15 +4,15 @@ What decides is written down here before anything is run; seeds are 1, 2, 3, ...
 published evidence needs large models is echoed in direction only: no absolute number is compared.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from stemma.errors import InputError, closest
 from stemma.evaluation.intervals import Interval, paired_over_seeds
 from stemma.insights.experiments import Experiment
+from stemma.insights.parts import Outcome
 
-Outcome = Literal["reproduced", "not reproduced", "undecided"]
 Results = Mapping[str, Any]
 
 
@@ -100,3 +100,13 @@ def by_sign(effect: Interval, margin: float = 0.0) -> Outcome:
     if effect.low > margin:
         return "reproduced"
     return "not reproduced" if effect.high < margin else "undecided"
+
+
+def by_all(effects: Collection[Interval], margin: float = 0.0) -> tuple[Outcome, Interval]:
+    """Return the outcome where every effect must lie above `margin`, and the effect that decides it.
+
+    "reproduced" if all intervals lie wholly above, "not reproduced" if one lies wholly below.
+    """
+    below = [effect for effect in effects if effect.high < margin]
+    decisive = min(below or effects, key=lambda effect: effect.low)
+    return by_sign(decisive, margin), decisive

@@ -9,7 +9,6 @@
 """
 
 import json
-import shutil
 import string
 import time
 from collections.abc import Sequence
@@ -20,12 +19,11 @@ from typing import Any
 from stemma import families
 from stemma.data.shards import prepare
 from stemma.data.tokenizers import Tokenizer, load_tokenizer, pieces_in_text
-from stemma.errors import InputError
 from stemma.files import cache_directory
 from stemma.finetuning.recipe import build_recipe
 from stemma.finetuning.run import finetune
 from stemma.insights.arms import ARMS, common_tokenizer, configurations, count_parameters, recipe_of
-from stemma.insights.experiments import PLAN, Observer, claim, run_missing, write_results
+from stemma.insights.experiments import Observer, claimed, run_missing, write_results
 from stemma.insights.labels import PARTS, divide_labelled, labelled, part_of
 from stemma.insights.measures import measure_model
 from stemma.insights.passages import draw_passages
@@ -61,18 +59,11 @@ def compare(plan: Plan, out: Path, *, workers: int = 2, observer: Observer | Non
     """
     observer = observer or Observer()
     cache = cache_directory()
-    new = claim(out, json.loads(json.dumps(asdict(plan))))
-    try:
+    with claimed(out, asdict(plan)):
         tokenizer = _shared_tokenizer(plan, out, cache, observer)
         if plan.labels is not None and not part_of(out, "test").is_file():
             table = labelled(plan.labels, text=plan.label_text, label=plan.label_column, each=96)
             divide_labelled(table, out, examples=plan.examples)
-    except InputError:
-        if new:  # so that the same directory can be given with what is wrong put right
-            shutil.rmtree(out / "tokenizer", ignore_errors=True)
-            for path in (out / PLAN, *out.glob("labels-*.jsonl")):
-                path.unlink(missing_ok=True)
-        raise
     observer.say(f"training   {plan.scale.tokens:,} tokens for each model")
     jobs = [Job(arm, seed, str(out), str(cache), plan) for seed in plan.seeds for arm in plan.arms]
     measures = run_missing(run_job, jobs, out, workers=workers, observer=observer)

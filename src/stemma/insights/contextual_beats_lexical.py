@@ -3,7 +3,7 @@
 from typing import Any
 
 from stemma.evaluation.intervals import paired_over_seeds
-from stemma.insights.claims import Claim, Decision, Outcome, Results, values
+from stemma.insights.claims import Claim, Decision, Results, by_all, values
 from stemma.insights.edge_jobs import SCALES, prepare, probed
 from stemma.insights.experiments import Column, Experiment, Job, Measures
 from stemma.insights.workers import Report
@@ -31,12 +31,7 @@ def decide(results: Results) -> Decision:
         return paired_over_seeds(values(results, arm, lambda m: m[MIX]), values(results, arm, lambda m: m[below]))
 
     effects = {arm: gain(arm, LEXICAL) for arm in EXPERIMENT.arms}
-    effect = min(effects.values(), key=lambda interval: interval.estimate)
-    outcome: Outcome = "undecided"
-    if all(interval.low > 0 for interval in effects.values()):
-        outcome = "reproduced"
-    elif any(interval.high < 0 for interval in effects.values()):
-        outcome = "not reproduced"
+    outcome, effect = by_all(effects.values())
     details = {
         f"{label}: all layers minus {_PROBES[below]}": gain(arm, below)
         for arm, label in EXPERIMENT.arms.items()
@@ -68,7 +63,7 @@ CLAIM = Claim(
     controlled="the pretrained model, the probe and its training, the words (names in functions of Python's library) "
     "and their labels (the role of a name in its expression, by Python's parser)",
     decides="micro-F1 of a probe of all layers minus that of one of the embeddings; reproduced if the intervals of "
-    "both GPT and BERT lie above 0",
+    "both GPT and BERT lie above 0, not reproduced if one lies below",
     decide=decide,
     experiment=EXPERIMENT,
 )

@@ -17,10 +17,11 @@ import torch
 from stemma import families
 from stemma.data.tokenizers import load_tokenizer, pieces_in_text
 from stemma.data.vectors import WordVectors
+from stemma.errors import InputError
 from stemma.evaluation.intervals import over_seeds, paired_over_seeds
 from stemma.families.bert.tokens import BERTTokens
 from stemma.inference.word_states import WordStates
-from stemma.insights.claims import Claim, Decision, Outcome, Results, values
+from stemma.insights.claims import Claim, Decision, Results, by_all, values
 from stemma.insights.experiments import Column, Experiment, Job
 from stemma.insights.lineage import TEXT, pretrained, write_text
 from stemma.insights.workers import Report, Reporter
@@ -40,6 +41,11 @@ def prepare(settings: Mapping[str, Any], shared: Path) -> None:
     enough = [word for word in candidates if len(found[word]) == settings["contexts"]]
     # Neighbours in frequency, so that no word is told from its partner by how usual its contexts are.
     pairs = list(zip(enough[::2], enough[1::2], strict=False))
+    if not pairs:
+        raise InputError(
+            f"{settings['text']}: no two words have {settings['contexts']} contexts each beyond the first "
+            f"{settings['bytes']:,} bytes; expected a larger text"
+        )
     order = np.random.default_rng(0).permutation(len(pairs))[: settings["pairs"]]
     chosen = [{word: found[word] for word in pairs[number]} for number in sorted(order.tolist())]
     (shared / CONTEXTS).write_text(json.dumps(chosen), encoding="utf-8")
@@ -123,12 +129,7 @@ def decide(results: Results) -> Decision:
         return values(results, arm, lambda measures: measures["accuracy"])
 
     effects = {EXPERIMENT.arms[arm]: paired_over_seeds(accuracy(arm), accuracy("glove")) for arm in ("elmo", "bert")}
-    effect = min(effects.values(), key=lambda interval: interval.estimate)
-    outcome: Outcome = "undecided"
-    if all(interval.low > 0 for interval in effects.values()):
-        outcome = "reproduced"
-    elif any(interval.high < 0 for interval in effects.values()):
-        outcome = "not reproduced"
+    outcome, effect = by_all(effects.values())
     details = {f"{name} minus GloVe": interval for name, interval in effects.items()}
     return Decision(outcome, effect, details=details | {"GloVe": over_seeds(accuracy("glove"))})
 
@@ -155,9 +156,11 @@ CLAIM = Claim(
     hypothesis="the vector that a pretrained network gives a word tells its senses apart; a vector of the word alone "
     "does not",
     varied="what gives the vector: GloVe, ELMo (mean of its layers), BERT (last layer)",
-    controlled="the text to pretrain on, how often it is read, the pairs of words and their contexts (unseen)",
+    controlled="the text to pretrain on, how often it is read (GloVe: once), the pairs of words and their "
+    "contexts (unseen)",
     decides="two words are written as one; how often the nearest vector by cosine is from a context of the same word, "
-    "minus GloVe's (half, as all its vectors are one); reproduced if the intervals of both ELMo and BERT lie above 0",
+    "minus GloVe's (half, as all its vectors are one); reproduced if the intervals of both ELMo and BERT lie above 0, "
+    "not reproduced if one lies below",
     decide=decide,
     experiment=EXPERIMENT,
 )

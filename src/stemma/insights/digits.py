@@ -1,7 +1,8 @@
 """scikit-learn's digits and small plain networks, for claims about distillation that take seconds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -132,6 +133,17 @@ def shifted_errors(model: nn.Module, examples: Examples) -> float:
     moves = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
     wrong = [errors(logits_of(model, shifted(examples.images, *move)), examples.labels) for move in moves]
     return float(np.mean(wrong))
+
+
+def best_of(
+    settings: Iterable[Mapping[str, Any]], train: Callable[..., nn.Module], wrong: Callable[[nn.Module], float]
+) -> nn.Module:
+    """Train by each of some settings; return the network with the fewest errors, the first of equals.
+
+    Args:
+        train: takes one's settings by name. wrong: counts the errors on what is held out to choose by.
+    """
+    return min((train(**one) for one in settings), key=wrong)
 
 
 def errors(logits: Tensor, labels: Tensor) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from stemma.evaluation.intervals import Interval, over_seeds
-from stemma.insights.claims import Claim, Decision, Results, by_sign, difference, values
+from stemma.insights.claims import Claim, Decision, Results, by_all, difference, values
 from stemma.insights.experiments import Column, Experiment, Job, Measures
 from stemma.insights.image_arms import HEADS, held_out_of, teacher_accuracy, train_student, train_teacher
 from stemma.insights.parts import Curves, Series
@@ -64,12 +64,10 @@ def decide(results: Results) -> Decision:
     for arm, name in (("token", "class and distillation token"), ("two-class-tokens", "two class tokens")):
         details[f"cosine at the input, {name}"] = over_seeds(values(results, arm, lambda m: m["input_cosine"]))
         details[f"cosine at the output, {name}"] = over_seeds(values(results, arm, lambda m: m["token_cosine"]))
-    effect = min(steps.values(), key=lambda step: step.low)
+    outcome, effect = by_all(steps.values())
     if details["accuracy, teacher minus none"].low <= 0:
         premise = "the teacher is not surely better than a student without one, so there is nothing to be learned of it"
         return Decision("undecided", effect, premise, details)
-    outcomes = {by_sign(step) for step in steps.values()}
-    outcome = "not reproduced" if "not reproduced" in outcomes else by_sign(effect)
     return Decision(outcome, effect, details=details)
 
 

@@ -8,7 +8,9 @@
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -139,14 +141,14 @@ def run_experiment(
     """
     observer = observer or Observer()
     plan = {**settings, "arms": list(experiment.arms), "seeds": list(seeds)}
-    claim(out, json.loads(json.dumps(plan)))
     shared = out / SHARED
-    if not shared.is_dir():
-        building = out / f"{SHARED}.building"
-        building.mkdir(exist_ok=True)
-        observer.say("preparing what all share ...")
-        experiment.prepare(settings, building)
-        building.rename(shared)
+    with claimed(out, plan):
+        if not shared.is_dir():
+            building = out / f"{SHARED}.building"
+            building.mkdir(exist_ok=True)
+            observer.say("preparing what all share ...")
+            experiment.prepare(settings, building)
+            building.rename(shared)
     jobs = [Job(arm, seed, out / f"{arm}-{seed}", shared, settings) for seed in seeds for arm in experiment.arms]
     measures = run_missing(experiment.work, jobs, out, workers=workers, observer=observer)
     return write_results(out, {"plan": plan, "measures": measures})
@@ -195,12 +197,24 @@ def read_measures(folder: Path) -> dict[str, Any] | None:
     return content
 
 
-def claim(out: Path, plan: Mapping[str, Any]) -> bool:
-    """Take a folder for what a plan decides; return whether it is new.
+@contextmanager
+def claimed(out: Path, plan: Mapping[str, Any]) -> Iterator[None]:
+    """Take a folder for what a plan decides; a new one is emptied when what is done then ends with an `InputError`, so
+    that it can be given with what is wrong put right.
 
     Raises:
         InputError: it holds something else, or what another plan made.
     """
+    new = _claim(out, json.loads(json.dumps(plan)))
+    try:
+        yield
+    except InputError:
+        for path in out.iterdir() if new else ():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        raise
+
+
+def _claim(out: Path, plan: Mapping[str, Any]) -> bool:
     path = out / PLAN
     if path.is_file():
         try:

@@ -34,7 +34,7 @@ def prepare(settings: Mapping[str, Any], shared: Path) -> None:
     objects = [f" {objects}" for objects in OBJECTS.values()] * 32
     text = "\n".join([*state_facts(settings["people"], 0).statements, *objects])
     plain = train_tokenizer([text], "bpe", settings["scale"]["vocabulary"])
-    (shared / "tokenizer").mkdir()
+    (shared / "tokenizer").mkdir(exist_ok=True)
     common_tokenizer(plain).save(shared / "tokenizer")
 
 

@@ -1,11 +1,11 @@
 """Soft targets make much of few examples (Hinton, Vinyals and Dean 2015, section 6)."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stemma.evaluation.intervals import over_seeds
 from stemma.insights.claims import Claim, Decision, Results, by_sign, difference, values
-from stemma.insights.digits import errors, fit, load_digits, logits_of, network
+from stemma.insights.digits import Examples, best_of, errors, fit, load_digits, logits_of, network
 from stemma.insights.experiments import Column, Experiment, Job, Measures
 from stemma.insights.workers import Report
 from stemma.layers.soft_targets import soften
@@ -16,22 +16,20 @@ def work(job: Job, report: Report) -> Measures:
     settings, digits, seed = job.settings, load_digits(job.seed), job.seed
     few = digits.train.chosen(torch.arange(settings["labels"]))
     teacher = fit(network(64, settings["teacher"], 10, seed), digits.train, steps=settings["steps"], seed=seed)
-    tries, found = settings[job.arm], []
-    for number, one in enumerate(tries, 1):
-        report((job.name, "students", number, len(tries), {}))
+    report((job.name, "students", 0, 0, {}))
 
-        def targets(images: Tensor, temperature: float = one.get("temperature", 1.0)) -> Tensor:
+    def train(temperature: float = 1.0, rate: float = 3e-3) -> nn.Module:
+        def targets(images: Tensor) -> Tensor:
             return soften(logits_of(teacher, images), temperature)
 
-        student = fit(network(64, settings["student"], 10, seed), few, steps=settings["steps"], seed=seed,
-                      rate=one.get("rate", 3e-3), teacher=targets if job.arm == "soft" else None,
-                      temperature=one.get("temperature", 1.0))  # fmt: skip
-        score = errors(logits_of(student, digits.held_out.images), digits.held_out.labels)
-        found.append((score, errors(logits_of(student, digits.test.images), digits.test.labels)))
-    return {
-        "errors": min(found, key=lambda one: one[0])[1],
-        "teacher": errors(logits_of(teacher, digits.test.images), digits.test.labels),
-    }
+        return fit(network(64, settings["student"], 10, seed), few, steps=settings["steps"], seed=seed,
+                   teacher=targets if job.arm == "soft" else None, temperature=temperature, rate=rate)  # fmt: skip
+
+    def wrong(model: nn.Module, examples: Examples) -> int:
+        return errors(logits_of(model, examples.images), examples.labels)
+
+    student = best_of(settings[job.arm], train, lambda one: wrong(one, digits.held_out))
+    return {"errors": wrong(student, digits.test), "teacher": wrong(teacher, digits.test)}
 
 
 def decide(results: Results) -> Decision:

@@ -10,7 +10,7 @@ import numpy as np
 from stemma.alignment.docstring_task import true_reward
 from stemma.alignment.rewards import Episode
 from stemma.evaluation.intervals import over_seeds, paired_over_seeds
-from stemma.insights.claims import Claim, Decision, Outcome, Results, values
+from stemma.insights.claims import Claim, Decision, Results, by_all, values
 from stemma.insights.docstring_policies import alignment_of, metrics_of, practise, prepare
 from stemma.insights.experiments import Column, Experiment, Job
 from stemma.insights.parts import Curves, Series
@@ -73,11 +73,7 @@ def decide(results: Results) -> Decision:
     fall = paired_over_seeds(best, true[FREE].tolist())
     rise = paired_over_seeds(best, values(results, FREE, lambda measures: measures["true"][0]))
     fooled = paired_over_seeds(proxy[FREE], [proxy[arm][seed] for seed, arm in enumerate(chosen)])
-    outcome: Outcome = "undecided"
-    if min(fall.low, rise.low, fooled.low) > 0:
-        outcome = "reproduced"
-    elif min(fall.high, rise.high, fooled.high) < 0:
-        outcome = "not reproduced"
+    outcome, _ = by_all([fall, rise, fooled])
     details = {
         "true reward, best coefficient minus the beginning": rise,
         "learned reward, no cost minus best coefficient": fooled,
@@ -141,7 +137,7 @@ CLAIM = Claim(
     controlled="the policy and the reward model that PPO begins with, prompts, rollouts, updates, rate, seeds",
     decides="true reward in the last third of the evaluations: with the cost that is best in the other seeds, minus "
     "with no cost; reproduced if its interval lies above 0, as do those of that best one minus the beginning, and of "
-    "the learned reward with no cost minus with that cost",
+    "the learned reward with no cost minus with that cost; not reproduced if one of the three lies below",
     decide=decide,
     experiment=EXPERIMENT,
 )

@@ -1,6 +1,6 @@
 """The ladder: what does each generation of pretraining add? (Peters et al., Radford et al., Devlin et al. 2018)
 
-Every rung learns from the same text, read equally often, and then classifies the same labelled texts.
+Every rung learns from the same text, and then classifies the same labelled texts.
 """
 
 import json
@@ -256,8 +256,9 @@ CLAIM = Claim(
     hypothesis="each generation of pretraining represents text better: words counted, vectors of words, recurrent "
     "networks fine-tuned, their contextual states, Transformers fine-tuned",
     varied="what is pretrained, and how it is used to classify",
-    controlled="the text to pretrain on, how often it is read, the labelled texts, their division, how settings are "
-    "chosen (by the same part, of equally many rates); not the number of parameters",
+    controlled="the text to pretrain on, how often it is read (GloVe: once, its counts more often), the labelled "
+    "texts, their division, by which part settings are chosen (a rate for the networks, a strength for logistic "
+    "regression); not the number of parameters",
     decides="accuracy: mean of GPT and BERT, fine-tuned, minus the mean of word2vec and GloVe under logistic "
     "regression; reproduced if its interval lies above 0",
     decide=decide,

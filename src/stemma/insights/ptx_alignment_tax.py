@@ -10,6 +10,7 @@ import numpy as np
 from stemma import families
 from stemma.data.corpora import CorpusSource
 from stemma.data.tokenizers import load_tokenizer
+from stemma.errors import InputError
 from stemma.evaluation.intervals import over_seeds
 from stemma.evaluation.likelihood import score_text
 from stemma.insights import docstring_policies
@@ -26,6 +27,8 @@ KEPT, AS_GOOD = 0.02, 0.95  # of the loss, and of the reward
 def prepare(settings: Mapping[str, Any], shared: Path) -> None:
     """Divide the text, and make the policy and the reward model that the jobs begin with."""
     rest = write_text(settings, shared)[: settings["documents"]]
+    if not rest:
+        raise InputError(f"{settings['text']}: no document is left beyond {settings['bytes']:,} bytes to measure on")
     lines = [json.dumps({"text": text}) for text in rest]
     (shared / HELD_OUT).write_text("\n".join(lines) + "\n", encoding="utf-8")
     docstring_policies.prepare(settings, shared, str(shared / TEXT))
@@ -72,9 +75,9 @@ def decide(results: Results) -> Decision:
     if cost.low <= 0:
         return Decision("undecided", saved, "the loss under PPO does not rise, so there is no tax to pay back", details)
     outcome: Outcome = "undecided"
-    if rest.high < KEPT and ratio.low > AS_GOOD:
+    if saved.low > 0 and rest.high < KEPT and ratio.low > AS_GOOD:
         outcome = "reproduced"
-    elif rest.low > KEPT or ratio.high < AS_GOOD:
+    elif saved.high < 0 or rest.low > KEPT or ratio.high < AS_GOOD:
         outcome = "not reproduced"
     return Decision(outcome, saved, details=details)
 
@@ -110,8 +113,9 @@ CLAIM = Claim(
     "mixed into every update keep that, at about the same reward",
     varied="whether gradients of pretraining are mixed in",
     controlled="the policy and the reward model that PPO begins with, prompts, rollouts, updates, rate, seeds",
-    decides=f"by what share the loss of unseen text rises, PPO minus PPO-ptx; reproduced if PPO's rise lies above 0, "
-    f"PPO-ptx's below {KEPT:.0%}, and its true reward above {AS_GOOD:.0%} of PPO's",
+    decides=f"by what share the loss of unseen text rises, PPO minus PPO-ptx; reproduced if this lies above 0, "
+    f"PPO-ptx's rise below {KEPT:.0%}, and its true reward above {AS_GOOD:.0%} of PPO's; not reproduced if one of "
+    "these lies on the other side; undecided if the loss under PPO does not rise",
     decide=decide,
     experiment=EXPERIMENT,
 )

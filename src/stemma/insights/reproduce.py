@@ -6,6 +6,7 @@
 """
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -86,11 +87,13 @@ SCALES: dict[str, Scale] = {
 
 @dataclass(frozen=True)
 class Trial:
-    """A claim's experiment, ready to be run: `plan` decides a comparison, `settings` and `seeds` any other."""
+    """A claim's experiment, ready to be run: `plan` decides a comparison, `settings` and `seeds` any other; `command`
+    runs it again."""
 
     claim: Claim
     seeds: tuple[int, ...]
     board: Board
+    command: str
     plan: Plan | None = None
     settings: Mapping[str, Any] | None = None
 
@@ -107,11 +110,13 @@ def trial_of(claim: Claim, *, seeds: int, scale: str = "small", given: Mapping[s
         raise InputError(f"--seeds {seeds}: a claim is decided by differences over seeds, expected 2 or more")
     numbers, experiment = tuple(range(1, seeds + 1)), claim.experiment
     given = {name: value for name, value in (given or {}).items() if value is not None}
+    options = [f"--{name} {shlex.quote(str(value))}" for name, value in given.items()]
+    command = " ".join([f"stemma reproduce {claim.name} --seeds {seeds} --scale {scale}", *options])
     if isinstance(experiment, Comparison):
         plan = _plan(claim.name, experiment, numbers, scale, **given)
-        return Trial(claim, numbers, board_of(plan), plan=plan)
+        return Trial(claim, numbers, board_of(plan), command, plan=plan)
     board = Board("arm", experiment.arms, numbers, experiment.columns)
-    return Trial(claim, numbers, board, settings=experiment.settings(scale, given))
+    return Trial(claim, numbers, board, command, settings=experiment.settings(scale, given))
 
 
 def _plan(
@@ -156,13 +161,14 @@ def reproduce(trial: Trial, out: Path, *, workers: int, observer: Observer | Non
     path = out / REPORT
     lead = "Claims of papers as small controlled experiments. What decides each was written down before it was run."
     before = read_report(path) if path.is_file() else Report("reproduce", lead, ())
-    write_report(before.with_section(section_of(claim, decision, results, folder)), path)
+    write_report(before.with_section(section_of(trial, decision, results, folder)), path)
     return decision
 
 
-def section_of(claim: Claim, decision: Decision, results: Mapping[str, Any], folder: Path) -> Section:
+def section_of(trial: Trial, decision: Decision, results: Mapping[str, Any], folder: Path) -> Section:
     """Return the section of a report about a claim."""
-    plan, experiment, command = results["plan"], claim.experiment, f"stemma reproduce {claim.name}"
+    claim, plan, command = trial.claim, results["plan"], trial.command
+    experiment = claim.experiment
     seeds = f"{len(plan['seeds'])} seeds"
     if isinstance(experiment, Comparison):
         extent = f"{seeds}, {Plan.of(plan).scale.tokens:,} tokens of `{plan['text']}` each"

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from stemma.evaluation.intervals import over_seeds
 from stemma.insights.claims import Claim, Decision, Results, by_sign, difference, values
-from stemma.insights.digits import errors, fit, jittered, load_digits, logits_of, network, shifted_errors
+from stemma.insights.digits import best_of, errors, fit, jittered, load_digits, logits_of, network, shifted_errors
 from stemma.insights.experiments import Column, Experiment, Job, Measures
 from stemma.insights.workers import Report
 from stemma.layers.soft_targets import soften
@@ -16,31 +16,23 @@ from stemma.layers.soft_targets import soften
 def work(job: Job, report: Report) -> Measures:
     """Train a student in each of the arm's ways; keep the one with the fewest errors on shifted held-out digits."""
     settings, digits, seed = job.settings, load_digits(job.seed), job.seed
-    teacher, before = None, {}
+    measures = {}
     if job.arm == "soft":
-        teacher = fit(
-            network(64, settings["teacher"], 10, seed), digits.train, steps=settings["steps"], seed=seed,
-            augment=jittered,
-        )  # fmt: skip
-        before = {"teacher": shifted_errors(teacher, digits.test)}
-    best: tuple[float, dict[str, float]] | None = None
-    tries = settings[job.arm]
-    for number, one in enumerate(tries, 1):
-        report((job.name, "students", number, len(tries), {}))
-        temperature = one["temperature"] if teacher is not None else 1.0
+        teacher = fit(network(64, settings["teacher"], 10, seed), digits.train, steps=settings["steps"], seed=seed,
+                      augment=jittered)  # fmt: skip
+        measures["teacher"] = shifted_errors(teacher, digits.test)
+    report((job.name, "students", 0, 0, {}))
 
-        def targets(images: Tensor, temperature: float = temperature) -> Tensor:
-            return soften(logits_of(teacher, images), temperature)  # type: ignore[arg-type]
+    def train(temperature: float = 1.0, rate: float = 3e-3) -> nn.Module:
+        def targets(images: Tensor) -> Tensor:
+            return soften(logits_of(teacher, images), temperature)
 
-        student = fit(
-            network(64, settings["student"], 10, seed), digits.train, steps=settings["steps"], seed=seed,
-            rate=one.get("rate", 3e-3), teacher=None if teacher is None else targets, temperature=temperature,
-        )  # fmt: skip
-        score = shifted_errors(student, digits.held_out)
-        if best is None or score < best[0]:
-            clean = errors(logits_of(student, digits.test.images), digits.test.labels)
-            best = score, {"shifted": shifted_errors(student, digits.test), "clean": clean, **one}
-    return {**before, **(best[1] if best else {})}
+        return fit(network(64, settings["student"], 10, seed), digits.train, steps=settings["steps"], seed=seed,
+                   teacher=targets if job.arm == "soft" else None, temperature=temperature, rate=rate)  # fmt: skip
+
+    student = best_of(settings[job.arm], train, lambda one: shifted_errors(one, digits.held_out))
+    clean = errors(logits_of(student, digits.test.images), digits.test.labels)
+    return {**measures, "shifted": shifted_errors(student, digits.test), "clean": clean}
 
 
 def decide(results: Results) -> Decision:
