@@ -63,26 +63,15 @@ def write_responses(
     """
     rows = len(prompts) * samples
     engine = Engine(model, tokenizer, most_texts=rows, budget=max(LEAST_BUDGET, 2 * rows))
-    numbers = []
-    for prompt, seed, most in zip(prompts, seeds, longest, strict=True):
-        sampling = Sampling(temperature=temperature)
-        request = Request(prompt, most, sampling=sampling, stop=stop, samples=samples, seed=seed, log_probabilities=0)
-        numbers.append(engine.submit(request))
-    written: dict[tuple[int, int], Response] = {}
-    tokens: dict[tuple[int, int], list[tuple[int, float]]] = {}
-    texts: dict[tuple[int, int], str] = {}
-    with engine.fast_products():
-        while engine.busy:
-            for news in engine.step():
-                key = news.request, news.sample
-                assert news.token is not None
-                tokens.setdefault(key, []).append((news.token.token, news.token.log_probability or 0.0))
-                texts[key] = texts.get(key, "") + news.text
-                if news.finish_reason:
-                    ids, scores = zip(*tokens[key], strict=True)
-                    ended = news.finish_reason in ("end", "stop")
-                    written[key] = Response(list(ids), texts[key], ended, list(scores))
-    return [[written[number, sample] for sample in range(samples)] for number in numbers]
+    sampling = Sampling(temperature=temperature)
+    written = engine.run(
+        Request(prompt, most, sampling=sampling, stop=stop, samples=samples, seed=seed, log_probabilities=0)
+        for prompt, seed, most in zip(prompts, seeds, longest, strict=True)
+    )
+    return [
+        [Response(text.new, text.text, text.finish_reason in ("end", "stop"), text.log_probabilities) for text in group]
+        for group in written
+    ]
 
 
 class LoadedPolicy:

@@ -348,7 +348,7 @@ class Engine:
         """Add a token to a text and tell; return whether that ends it."""
         first = len(text.tokens) == text.prompt_length
         ends = token.token in self.reader.ends and not text.request.ignore_end
-        piece = text.accept(token.token, ends)
+        piece = text.accept(token, ends)
         prompt = text.prompt_scores if first and text.request.prompt_log_probabilities else None
         self._news.append(
             Update(text.number, text.sample, token, piece, text.finish_reason, prompt, text.reused if first else 0)

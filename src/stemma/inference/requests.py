@@ -101,6 +101,8 @@ class RunningText:
         self.stream = TextStream(tokenizer, request.stop, before=self.tokens[-1:] if goes_on else ())
         self.constraint = request.constraint.fork() if request.constraint else None
         self.generated: Counter[int] = Counter()
+        self.text = ""  # that was generated, as far as it is certain
+        self.scores: list[Scored] = []  # of the tokens that were generated
         self.prompt_scores: list[Scored] = []
         self.pages: Pages | None = None
         self.chain: list[Content] = []  # of its full blocks, as far as somebody looked for them
@@ -117,6 +119,11 @@ class RunningText:
     def new(self) -> list[int]:
         """Tokens that were generated."""
         return self.tokens[self.prompt_length :]
+
+    @property
+    def log_probabilities(self) -> list[float]:
+        """Of the tokens that were generated, natural, by the model alone; 0 where they were not asked for."""
+        return [score.log_probability or 0.0 for score in self.scores]
 
     @property
     def unread(self) -> int:
@@ -146,13 +153,14 @@ class RunningText:
         allowed = self.constraint.allowed() if self.constraint else None
         return Row(request.sampling, request.preferences, uniform, self._prompt_counts, self.generated, allowed)
 
-    def accept(self, token: int, ends: bool) -> str:
+    def accept(self, token: Scored, ends: bool) -> str:
         """Take the next token; return the text that is now certain."""
-        self.tokens.append(token)
-        self.generated[token] += 1
+        self.tokens.append(token.token)
+        self.scores.append(token)
+        self.generated[token.token] += 1
         if self.constraint and not ends:
-            self.constraint.accept(token)
-        piece = "" if ends else self.stream.push(token)
+            self.constraint.accept(token.token)
+        piece = "" if ends else self.stream.push(token.token)
         if ends:
             self.finish_reason = "end"
         elif self.stream.stopped:
@@ -163,4 +171,5 @@ class RunningText:
             piece += self.stream.finish()
             if self.stream.stopped:  # what was held back may complete a stop string
                 self.finish_reason = "stop"
+        self.text += piece
         return piece

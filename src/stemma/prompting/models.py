@@ -1,6 +1,5 @@
 """Models that are asked: one from here, or one behind an OpenAI-compatible endpoint."""
 
-import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,9 +11,10 @@ from stemma.evaluation.left_to_right import likelihood_of
 from stemma.families.dispatch import with_article
 from stemma.families.gpt.model import GPT
 from stemma.families.mistral.model import Mistral
+from stemma.families.weight_hash import hash_of_weights
 from stemma.inference.endpoint import ask_endpoint
 from stemma.inference.engine import Engine
-from stemma.inference.requests import Request
+from stemma.inference.requests import Request, RunningText
 from stemma.inference.sampling import Sampling
 from stemma.inference.scoring import encode_pairs, score_continuations
 from stemma.inference.text_stream import beginning_of_text
@@ -93,7 +93,7 @@ class LocalModel:
     def __init__(self, model: Any, tokenizer: Tokenizer) -> None:
         self.model, self.tokenizer = model, tokenizer
         self._context: int | None = getattr(model.config, "context", None)
-        self.fingerprint = f"{type(model).__name__} {_weights(model)} {tokenizer.fingerprint[:16]}"
+        self.fingerprint = f"{type(model).__name__} {hash_of_weights(model)[:16]} {tokenizer.fingerprint[:16]}"
         self._engine: Engine | None = None
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
@@ -124,18 +124,13 @@ class LocalModel:
             self._engine = Engine(self.model, self.tokenizer)
         engine = self._engine
         encoded = [self._fitting(tokens, how.most) for tokens in self.tokenizer.encode_batch(list(prompts))]
-        common = {"stop": list(how.stop), "samples": how.samples, "seed": how.seed, "log_probabilities": 0}
-        numbers = [engine.submit(Request(tokens, how.most, how.sampling, **common)) for tokens in encoded]  # type: ignore[arg-type]
-        place = {number: index for index, number in enumerate(numbers)}
-        texts = [[_Text() for _ in range(how.samples)] for _ in prompts]
-        with engine.fast_products():
-            while engine.busy:
-                for update in engine.step():
-                    texts[place[update.request]][update.sample].add(update)
-        return [
-            [Written(one.text, one.tokens, len(tokens), one.score, one.reason in ("length", "context")) for one in own]
-            for own, tokens in zip(texts, encoded, strict=True)
-        ]
+        texts = engine.run(
+            Request(
+                tokens, how.most, how.sampling, stop=how.stop, samples=how.samples, seed=how.seed, log_probabilities=0
+            )
+            for tokens in encoded
+        )
+        return [[_written(text) for text in group] for group in texts]
 
     def fits(self, text: str, more: int) -> bool:
         """See `Asked`."""
@@ -146,27 +141,9 @@ class LocalModel:
         return kept or [beginning_of_text(self.tokenizer)]
 
 
-class _Text:
-    """A text of the engine in the making."""
-
-    def __init__(self) -> None:
-        self.text, self.tokens, self.score, self.reason = "", 0, 0.0, ""
-
-    def add(self, update: Any) -> None:
-        self.text += update.text
-        if update.token is not None:
-            self.tokens += 1
-            self.score += update.token.log_probability
-        self.reason = update.finish_reason or self.reason
-
-
-def _weights(model: Any) -> str:
-    """Return what tells one model's weights from another's."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(repr((tuple(tensor.shape), float(tensor.double().sum()), float(tensor.double().norm()))).encode())
-    return digest.hexdigest()
+def _written(text: RunningText) -> Written:
+    read, cut = len(text.request.tokens), text.finish_reason in ("length", "context")
+    return Written(text.text, len(text.new), read, sum(text.log_probabilities), cut)
 
 
 class Endpoint:
