@@ -3,14 +3,14 @@
     python benchmarks/training.py [--quick] [--sizes 10m gpt2] [--precisions float32 bfloat16] [--no-compile]
 
 Both sides train with fused AdamW on the same random tokens, the peer with SDPA attention; each also with
-`torch.compile` ("compiled"). One update of each arm in turn, several rounds; the table shows medians and ratios against
-the peer's best arm. "Of the matmul rate" divides the model's floating-point operations by those that a large square
-matrix product of the same precision reached in the same minute. Peak memory is that of a process of its own.
+`torch.compile` ("compiled"). Every arm is a process of its own, prepared as its users would find it; they make one
+update in turn, several rounds. The table shows medians and ratios against the peer's best arm. "Of the matmul rate"
+divides the model's floating-point operations by those that a large square matrix product of the same precision reached
+in the same minute.
 """
 
 import argparse
 import contextlib
-import json
 import logging
 import subprocess
 import sys
@@ -86,23 +86,59 @@ def training_step(arm: str, size: str, precision: str) -> Callable[[], None]:
     return step
 
 
+class Worker:
+    """A process that makes one update of an arm's model for every line that it is sent."""
+
+    def __init__(self, arm: str, size: str, precision: str) -> None:
+        command = [sys.executable, __file__, "--arm", arm, size, precision]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __call__(self) -> None:
+        self._say("update")
+
+    def end(self) -> int:
+        """Return the most memory that it had, in bytes, and end it."""
+        memory = int(self._say("end"))
+        self.process.wait()
+        return memory
+
+    def _say(self, line: str) -> str:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        print(line, file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"{' '.join(map(str, self.process.args))} ended with {self.process.wait()}")
+        return answer
+
+
+def serve_arm(arm: str, size: str, precision: str) -> None:
+    """Be the process of a `Worker`."""
+    if arm.startswith("stemma"):
+        prepare_processor(training=True)  # as `stemma pretrain` does
+    step = training_step(arm, size, precision)
+    for line in sys.stdin:
+        if line.strip() == "end":
+            break
+        step()
+        print("updated", flush=True)
+    print(peak_memory(), flush=True)
+
+
 def measure(size: str, precision: str, arms: list[str], rounds: int) -> list[list[str]]:
     config = PRESETS[size]
     batch, length = BATCHES[size]
-    steps = {arm: training_step(arm, size, precision) for arm in arms}
-    seconds = {arm: median(times) for arm, times in interleave(steps, rounds).items()}
-    del steps
+    workers = {arm: Worker(arm, size, precision) for arm in arms}
+    seconds = {arm: median(times) for arm, times in interleave(workers, rounds, warmup=2).items()}
+    memory = {arm: worker.end() for arm, worker in workers.items()}
     rate = matmul_rate(torch.device("cpu"), PRECISIONS[precision], seconds=2.0)
     with torch.device("meta"):
         flops = training_flops_per_token(GPT(config), length) * batch * length
     best = min(time for arm, time in seconds.items() if arm.startswith("transformers"))
     rows = []
     for arm, time in seconds.items():
-        command = [sys.executable, __file__, "--memory-of", arm, size, precision]
-        memory = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         rows.append(
             [size, precision, arm, f"{batch * length / time:,.0f}", f"{best / time:.2f}", f"{flops / time / rate:.0%}",
-             f"{memory / 2**20:,.0f}"]
+             f"{memory[arm] / 2**20:,.0f}"]
         )  # fmt: skip
     return rows
 
@@ -114,15 +150,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="the small model in float32, three rounds, not compiled")
     parser.add_argument("--no-compile", action="store_true", help="leave the compiled arms out")
-    parser.add_argument("--memory-of", nargs=3, metavar=("ARM", "SIZE", "PRECISION"), help=argparse.SUPPRESS)
+    parser.add_argument("--arm", nargs=3, metavar=("ARM", "SIZE", "PRECISION"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    prepare_processor()
-    if options.memory_of:
-        step = training_step(*options.memory_of)
-        for _ in range(2):
-            step()
-        print(peak_memory())
-        return
+    if options.arm:
+        return serve_arm(*options.arm)
     if options.quick:
         options.sizes, options.precisions, options.rounds, options.no_compile = ["10m"], ["float32"], 3, True
     arms = [arm for arm in ARMS if not (options.no_compile and "compiled" in arm)]

@@ -1,5 +1,9 @@
 """Estimates of floating-point operations against the formula for GPT-2, and the choice of precision."""
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -49,3 +53,21 @@ def test_precision_is_decided_by_what_the_processor_is(monkeypatch):
 
 def test_the_measured_rate_is_that_of_a_processor():
     assert 1e8 < matmul_rate(torch.device("cpu"), torch.float32, seconds=0.01) < 1e14
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators decide for themselves")
+@pytest.mark.parametrize("training", [True, False])
+def test_only_training_keeps_the_memory_of_the_step_before(training):
+    program = f"""
+import resource, torch
+from stemma.training.hardware import prepare_processor
+prepare_processor(training={training})
+for _ in range(12):  # until the pieces between the blocks have found their places
+    torch.ones(16 * 2**20)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(16 * 2**20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    # 64 MiB anew are 32 faults if pages are huge, 16,384 if not.
+    assert (int(done.stdout) < 16) == training

@@ -58,7 +58,7 @@ def workplace(out: Path, recipe: RunRecipe) -> Iterator[Workers]:
         raise InputError("alignment runs in one process; expected a start without torchrun")
     if recipe.execution.device == "cuda" and not torch.cuda.is_available():
         raise InputError("execution.device: cuda, and PyTorch finds no GPU; expected auto or cpu")
-    prepare_processor()
+    prepare_processor(training=True)
     with locked(out), start_workers(recipe.execution.device) as workers:
         yield workers
 

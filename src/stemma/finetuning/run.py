@@ -89,7 +89,7 @@ def finetune(
         Diverged: the loss was not finite several updates in a row.
         OSError: the last checkpoint could not be written.
     """
-    prepare_processor()
+    prepare_processor(training=True)
     shown = display or Silent()
     splits = splits or read_splits(recipe)
     with locked(out):

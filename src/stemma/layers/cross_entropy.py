@@ -10,6 +10,7 @@ from stemma.layers.linear import linear
 
 # Bytes of one chunk of logits, as the product gives them. Smaller chunks starve the product, larger ones the memory.
 CHUNK_BYTES = 128 * 2**20
+BLOCK_BYTES = 2**21  # of float32 logits, about what a core's own cache holds
 
 
 def linear_cross_entropy(
@@ -48,6 +49,32 @@ def linear_cross_entropy(
     return _LinearCrossEntropy.apply(hidden, weight, bias, targets, divisor, ignore_index, label_smoothing)
 
 
+def _log_probabilities(logits: Tensor, index: Tensor, label_smoothing: float, *, with_gradient: bool) -> Tensor:
+    """Return the log-probabilities of the targets, float32 [rows], and turn logits into the gradients of minus each.
+
+    Args:
+        logits: float [rows, vocabulary]. index: int64 [rows, 1]: the targets.
+    """
+    vocabulary = logits.shape[1]
+    # On a CPU a few rows at a time, which stay in its cache from one operation to the next.
+    rows = max(1, BLOCK_BYTES // (4 * vocabulary)) if logits.device.type == "cpu" else max(1, len(logits))
+    found = []
+    for block, target in zip(logits.split(rows), index.split(rows), strict=True):
+        scores = block.float()
+        highest = scores.amax(1)
+        probabilities = scores.softmax(1)
+        total = highest - probabilities.amax(1).log()  # log of the sum of the exponentials
+        chosen = scores.gather(1, target).squeeze(1) - total
+        if label_smoothing:
+            chosen = torch.lerp(chosen, scores.mean(1) - total, label_smoothing)
+            probabilities -= label_smoothing / vocabulary
+        found.append(chosen)
+        if with_gradient:  # softmax - target, which is one-hot, or spread
+            probabilities.scatter_add_(1, target, probabilities.new_full(target.shape, label_smoothing - 1.0))
+            block.copy_(probabilities)
+    return torch.cat(found)
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -70,37 +97,31 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needs_bias else None
-        total = torch.zeros((), dtype=torch.float32, device=device)
+        chosen = torch.empty(hidden.shape[0], dtype=torch.float32, device=device)  # log-probabilities of the targets
+        scale = (targets != ignore_index) / divisor
         rows = max(64, CHUNK_BYTES // (weight.shape[0] * dtype.itemsize))
         for start in range(0, hidden.shape[0], rows):
-            chunk, target = states[start : start + rows], targets[start : start + rows]
-            kept = target != ignore_index
-            index = target.where(kept, 0).unsqueeze(1)
-            log_probabilities = linear(chunk, matrix, offset).float().log_softmax(-1)  # [rows, vocabulary]
-            chosen = log_probabilities.gather(1, index).squeeze(1)
-            if label_smoothing:
-                chosen = torch.lerp(chosen, log_probabilities.mean(1), label_smoothing)
-            total -= (chosen * kept).sum()
-            if not (needs_hidden or needs_weight or needs_bias):
+            chunk = slice(start, start + rows)
+            logits = linear(states[chunk], matrix, offset)  # [rows, vocabulary]
+            index = targets[chunk].where(targets[chunk] != ignore_index, 0).unsqueeze(1)
+            needs_any = needs_hidden or needs_weight or needs_bias
+            chosen[chunk] = _log_probabilities(logits, index, label_smoothing, with_gradient=needs_any)
+            if not needs_any:
                 continue
-            # d(loss) / d(logits) = (softmax - target) / divisor; the target is one-hot, or spread
-            grad_logits = log_probabilities.exp_()
-            if label_smoothing:
-                grad_logits -= label_smoothing / weight.shape[0]
-            grad_logits[torch.arange(len(target), device=device), index.squeeze(1)] -= 1.0 - label_smoothing
-            grad_logits = grad_logits.mul_((kept / divisor).unsqueeze(1)).to(dtype)
+            factor = scale[chunk].unsqueeze(1)  # on the small side of the products
             if grad_hidden is not None:
-                grad_hidden[start : start + rows] = linear(grad_logits, matrix.t())
+                grad_hidden[chunk] = linear(logits, matrix.t()) * factor
             if grad_weight is not None:
+                scaled = (states[chunk] * factor).to(dtype)
                 if dtype == torch.float32:
-                    grad_weight.addmm_(grad_logits.t(), chunk)
+                    grad_weight.addmm_(logits.t(), scaled)
                 else:
-                    grad_weight += grad_logits.t() @ chunk
+                    grad_weight += logits.t() @ scaled
             if grad_bias is not None:
-                grad_bias += grad_logits.sum(0)
+                grad_bias += factor.squeeze(1).to(dtype) @ logits
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
-        return total / divisor
+        return -(chosen * scale).sum()
 
     @staticmethod
     @once_differentiable

@@ -1,5 +1,7 @@
 """What the machine can do: precision, the matrix product rate that training is measured against, denormals."""
 
+import ctypes
+import sys
 import time
 from typing import Any
 
@@ -8,10 +10,22 @@ from torch import Tensor, nn
 
 from stemma.layers.linear import linear
 
+# mallopt's numbers in glibc's malloc.h: when the end of the heap is given back, and how many blocks are mapped alone.
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 
-def prepare_processor() -> None:
-    """Treat denormal numbers as 0: without this a model driven to a loss near 0 runs ten times slower on a CPU."""
+
+def prepare_processor(*, training: bool = False) -> None:
+    """Treat denormal numbers as 0: without this a model driven to a loss near 0 runs ten times slower on a CPU.
+
+    In `training`, where every step takes and frees the same memory, glibc keeps what is freed: to give it back and to
+    be handed new pages, zeroed, is a seventh to a quarter of the time of a step on a CPU.
+    """
     torch.set_flush_denormal(True)
+    if training and sys.platform == "linux":
+        allocator = ctypes.CDLL(None)
+        if hasattr(allocator, "gnu_get_libc_version"):
+            allocator.mallopt(_TRIM_THRESHOLD, -1)
+            allocator.mallopt(_MMAP_MAX, 0)
 
 
 def choose_precision(wanted: str, device: torch.device) -> torch.dtype:

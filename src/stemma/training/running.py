@@ -49,7 +49,7 @@ def run(
         Diverged: the loss was not finite several updates in a row.
         OSError: the last checkpoint could not be written.
     """
-    prepare_processor()
+    prepare_processor(training=True)
     with ExitStack() as stack:
         workers = stack.enter_context(start_workers(recipe.execution.device))
         shown = display if display is not None and workers.main else Silent()
