@@ -108,3 +108,16 @@ def test_label_smoothing(monkeypatch, biased):
     torch.testing.assert_close(loss, expected, atol=1e-6, rtol=1e-6)
     for ours, theirs in zip(torch.autograd.grad(loss, inputs), torch.autograd.grad(expected, inputs), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-7, rtol=1e-5)
+
+
+def test_in_low_precision_any_number_of_targets_is_computed_as_one_of_few():
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(77, 32, requires_grad=True), torch.randn(50, 32, requires_grad=True)
+    targets = torch.randint(50, (77,))
+    targets[::3] = -100  # 51 are left
+    with torch.profiler.profile(record_shapes=True) as profile, torch.autocast("cpu", torch.bfloat16):
+        ours = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets), (hidden, weight))
+    sizes = {size for event in profile.events() if event.name == "aten::mm" for s in event.input_shapes for size in s}
+    assert 52 in sizes and 51 not in sizes
+    expected = torch.autograd.grad(F.cross_entropy(hidden @ weight.t(), targets), (hidden, weight))
+    torch.testing.assert_close(ours, expected, atol=5e-3, rtol=5e-2)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from stemma.layers import linear as module
-from stemma.layers.linear import Linear, linear
+from stemma.layers.linear import Linear, linear, rounded_up
 
 
 @pytest.fixture(autouse=True, params=["oneDNN", "PyTorch's own"])
@@ -15,7 +15,7 @@ def road(request, monkeypatch):
     monkeypatch.setattr(module, "_made_by_intel", lambda: request.param != "oneDNN")
 
 
-@pytest.mark.parametrize("shape", [(7,), (5, 7), (2, 3, 7), (0, 7)])
+@pytest.mark.parametrize("shape", [(7,), (5, 7), (2, 3, 7), (0, 7), (3, 37, 7)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_value_and_gradients(shape, bias):
     torch.manual_seed(0)
@@ -60,3 +60,29 @@ def test_other_types_are_left_to_pytorch(monkeypatch):
     monkeypatch.setattr(module, "_product", None)  # calling it would fail
     x, weight = torch.randn(3, 4, dtype=torch.float64), torch.randn(2, 4, dtype=torch.float64)
     torch.testing.assert_close(linear(x, weight), x @ weight.t())
+
+
+def test_rows_are_rounded_up_to_few_numbers():
+    rounded = [rounded_up(rows) for rows in range(5000)]
+    assert all(rows <= more <= rows * 9 / 8 for rows, more in enumerate(rounded))
+    assert rounded[:17] == list(range(17))
+    assert all(len({more for more in rounded if low < more <= 2 * low}) == 8 for low in (16, 64, 2048))
+
+
+@pytest.mark.parametrize("rows", [1, 16, 100, 333])
+def test_low_precision_sees_few_numbers_of_rows_and_gives_the_same(rows):
+    torch.manual_seed(0)
+    layer, x = Linear(32, 48), torch.randn(1, rows, 32, requires_grad=True)
+    with torch.profiler.profile(record_shapes=True) as profile, torch.autocast("cpu", torch.bfloat16):
+        output = layer(x)
+        (output.float() ** 2).sum().backward()
+    given = [event.input_shapes for event in profile.events() if event.name in ("aten::addmm", "aten::mm")]
+    sizes = {size for shapes in given for shape in shapes for size in shape}
+    assert len(given) == 3 and rounded_up(rows) in sizes and (rows == rounded_up(rows) or rows not in sizes)
+    weight = layer.weight.detach().clone().requires_grad_()
+    y = x.detach().clone().requires_grad_()
+    expected = F.linear(y.bfloat16(), weight.bfloat16(), layer.bias.detach().bfloat16())
+    (expected.float() ** 2).sum().backward()
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(x.grad, y.grad, atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(layer.weight.grad, weight.grad, atol=2e-1, rtol=2e-2)

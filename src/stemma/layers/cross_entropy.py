@@ -3,10 +3,11 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from stemma.layers.linear import linear
+from stemma.layers.linear import compiles_kernels, linear, rounded_up
 
 # Bytes of one chunk of logits, as the product gives them. Smaller chunks starve the product, larger ones the memory.
 CHUNK_BYTES = 128 * 2**20
@@ -43,6 +44,9 @@ def linear_cross_entropy(
             hidden, targets = hidden[kept], targets[kept]
     if divisor is None:
         divisor = (targets != ignore_index).sum().clamp_min(1)
+    if compiles_kernels(hidden):
+        more = rounded_up(len(targets)) - len(targets)
+        hidden, targets = F.pad(hidden, (0, 0, 0, more)), F.pad(targets, (0, more), value=ignore_index)
     if not torch.is_grad_enabled():  # a Function's needs_input_grad does not know of no_grad
         hidden, weight = hidden.detach(), weight.detach()
         bias = None if bias is None else bias.detach()

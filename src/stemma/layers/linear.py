@@ -26,16 +26,39 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Autocast, low precision, other devices and distributed tensors take PyTorch's own road, which is already the good
     one there.
 
+    oneDNN compiles a kernel for every number of rows that it meets, and keeps it. Where those numbers vary, that takes
+    as long as the products themselves, and gigabytes: it is given a few zeros more instead (see `rounded_up`).
+
     Args:
         input: float [..., in]. weight: float [out, in]. bias: float [out] or None.
     Returns:
         float [..., out].
     """
-    if not _takes_onednn(input, weight):
+    ours = _takes_onednn(input, weight)
+    rows = input.numel() // max(input.shape[-1], 1)
+    more = rounded_up(rows) - rows if ours or compiles_kernels(input) else 0
+    if more:
+        together = F.pad(input.reshape(rows, -1), (0, 0, 0, more))
+        return linear(together, weight, bias)[:rows].unflatten(0, input.shape[:-1])
+    if not ours:
         return F.linear(input, weight, bias)
     if torch.is_grad_enabled():
         return _OneDNNLinear.apply(input, weight, bias)
     return _product(input, weight, bias)
+
+
+def rounded_up(rows: int) -> int:
+    """Return so many rows or up to an eighth more: one of eight numbers between two powers of two."""
+    step = 1 << max(rows.bit_length() - 4, 0)
+    return -(-rows // step) * step
+
+
+def compiles_kernels(input: Tensor) -> bool:
+    """Return whether PyTorch leaves products of it to oneDNN, as those in low precision on a CPU."""
+    if input.device.type != "cpu" or torch.compiler.is_compiling() or not torch.backends.mkldnn.is_available():
+        return False
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
+    return dtype in (torch.bfloat16, torch.float16)
 
 
 def _takes_onednn(input: Tensor, weight: Tensor) -> bool:
