@@ -204,6 +204,8 @@ def test_a_language_model_has_no_task(run, tmp_path: Path) -> None:
         (["--task", "sums.yaml", "--length", 5], "--length: sums.yaml stands in a prompt, and"),
         (["--task", "preference", "--shots", 4], "--shots: --task preference compares responses, and"),
         (["--task", "preferences"], "--task preferences: no such evaluation (did you mean 'preference'?)"),
+        (["a.txt", "--task", "sums.yaml"], "a.txt: sums.yaml stands in a prompt, and no CORPUS is read"),
+        (["a.txt", "--analogies", "b.txt"], "a.txt: --analogies and --similarity are of word vectors, and no CORPUS"),
         (["--analogies", "a.txt", "--task", "sums.yaml"], "--task: --analogies and --similarity are of word vectors"),
     ],
 )

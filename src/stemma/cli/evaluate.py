@@ -158,8 +158,8 @@ def evaluate(
     the metrics of the model's task. Of word vectors: analogies and the similarity of words. Of preference: how often
     the model's responses to the prompts of CORPUS are better than another's. Of a task file: how well the model does a
     task that stands in its prompt, with solved examples or none; MODEL may be an OpenAI-compatible endpoint's URL. Of
-    images (digits, a folder for each
-    class, MNIST's or CIFAR's files, hf:owner/name): the accuracy of each head and of both.
+    images (digits, a folder for each class, MNIST's or CIFAR's files, hf:owner/name): the accuracy of each head and of
+    both.
 
     Examples: [bold]stemma evaluate runs/tiny my-book.txt[/bold],
     [bold]stemma evaluate runs/finetune-bert/best test.csv --text sentence --predictions said.csv[/bold],
@@ -171,13 +171,13 @@ def evaluate(
     if analogies or similarity:
         from stemma.cli.vectors import evaluate_vectors
 
-        _refuse(context, "--analogies and --similarity are of word vectors", _WORDS)
+        _refuse(context, "--analogies and --similarity are of word vectors", _WORDS, reads_corpus=False)
         evaluate_vectors(model, analogies or [], similarity or [], restrict, as_json)
         return
     if task is not None and Path(task).suffix in (".yaml", ".yml"):
         from stemma.cli.prompting import evaluate_task
 
-        _refuse(context, f"{task} stands in a prompt", _PROMPTED, _ASKED)
+        _refuse(context, f"{task} stands in a prompt", _PROMPTED, _ASKED, reads_corpus=False)
         evaluate_task(model, name, Path(task), shots, reasoning, votes, most, seed, out, device, as_json)
         return
     if task is not None:
@@ -233,10 +233,14 @@ def evaluate(
         _of_text(model, read, length, batch_size, quantize, device, as_json)
 
 
-def _refuse(context: typer.Context, why: str, *panels: str) -> None:
-    """Raise InputError for an option that was given and is of another evaluation than these panels'."""
+def _refuse(context: typer.Context, why: str, *panels: str, reads_corpus: bool = True) -> None:
+    """Raise InputError for an option that was given and is of another evaluation than these panels', or for a CORPUS
+    that would not be read."""
     from stemma.errors import InputError
 
+    corpus = context.get_parameter_source("corpus")
+    if not reads_corpus and corpus is not None and corpus.name == "COMMANDLINE":
+        raise InputError(f"{context.params['corpus']}: {why}, and no CORPUS is read")
     for parameter in context.command.params:
         panel = getattr(parameter, "rich_help_panel", None)
         source = context.get_parameter_source(parameter.name or "")
