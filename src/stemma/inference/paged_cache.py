@@ -5,6 +5,7 @@ form a group with blocks of its own; what has left the window is given back, so 
 and no more, however long the text.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,8 +89,8 @@ class PagedCache:
             count = max(int(share * blocks), blocks + 1)
             shape = (len(layers), count, heads, block, head_dim)
             # Zeros, because what a mask hides is still multiplied: a stray NaN in an empty slot would spread.
-            keys = torch.zeros(shape, dtype=dtype, device=device)
-            self.groups.append(Group(kind, layers, BlockPool(count), keys, torch.zeros_like(keys)))
+            keys, values = (_zeros(shape, dtype, torch.device(device)) for _ in range(2))
+            self.groups.append(Group(kind, layers, BlockPool(count), keys, values))
         self.place = {
             layer: (number, index)
             for number, group in enumerate(self.groups)
@@ -239,6 +240,16 @@ class PagedCache:
             pages.tables[number] = table = grown
         table[count : count + len(blocks)] = blocks
         pages.counts[number] += len(blocks)
+
+
+def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Return `torch.zeros`; on a CPU it takes memory page by page, as it is written to: NumPy asks for zeroed pages."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    size, line = math.prod(shape) * dtype.itemsize, 64  # bytes; rows begin where lines of the processor's cache do
+    memory = torch.from_numpy(np.zeros(size + line, np.uint8))
+    begin = -memory.data_ptr() % line
+    return memory[begin : begin + size].view(dtype).view(shape)
 
 
 def _most_blocks(window: int | None, context: int, block: int) -> int:

@@ -52,10 +52,12 @@ class EventStream(Response):
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._events, self._limits, self._on_end = events, limits, on_end
+        self._spoke = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send all events."""
         writer, left = asyncio.ensure_future(self._write(send)), asyncio.ensure_future(_left(receive))
+        comments = asyncio.ensure_future(self._break_silence(send))
         left_early = False
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -73,37 +75,28 @@ class EventStream(Response):
         except TimeoutError:
             pass  # a client that reads nothing; the connection is closed because the answer is not complete
         finally:
-            writer.cancel()
-            left.cancel()
-            await asyncio.gather(writer, left, return_exceptions=True)
+            for task in (writer, left, comments):
+                task.cancel()
+            await asyncio.gather(writer, left, comments, return_exceptions=True)
             self._on_end()
             await self._events.aclose()
 
     async def _write(self, send: Send) -> None:
-        events = self._events
-        pending: asyncio.Task[str | None] | None = None
         try:
-            while True:
-                pending = pending or asyncio.create_task(_next(events))
-                done, _ = await asyncio.wait({pending}, timeout=_SILENCE)
-                if not done:
-                    await _send(send, ": keep-alive\n\n")
-                    continue
-                event, pending = pending.result(), None
-                if event is None:
-                    await _send(send, "data: [DONE]\n\n", more=False)
-                    return
+            async for event in self._events:
                 await _send(send, f"data: {event}\n\n")
+                self._spoke = time.monotonic()
         except APIError as error:
             await _send_last(send, error)
-        finally:
-            if pending is not None:
-                pending.cancel()
-                await asyncio.gather(pending, return_exceptions=True)
+            return
+        await _send(send, "data: [DONE]\n\n", more=False)
 
-
-async def _next(events: AsyncGenerator[str]) -> str | None:
-    return await anext(events, None)
+    async def _break_silence(self, send: Send) -> None:
+        while True:
+            await asyncio.sleep(self._spoke + _SILENCE - time.monotonic())
+            if time.monotonic() >= self._spoke + _SILENCE:
+                await _send(send, ": keep-alive\n\n")
+                self._spoke = time.monotonic()
 
 
 async def _send_last(send: Send, error: APIError) -> None:
