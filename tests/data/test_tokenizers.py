@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from stemma.data.stream_decoding import token_bytes
-from stemma.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
+from stemma.data.tokenizers import Tokenizer, load_tokenizer, pieces_in_text, train_tokenizer
 from stemma.errors import InputError
 
 KINDS = ("bpe", "wordpiece", "unigram")
@@ -368,3 +368,13 @@ def test_warnings_are_not_raised_by_enough_text():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train_tokenizer(TEXTS[:3], "bpe", 300)
+
+
+@pytest.mark.parametrize(("kind", "piece"), [("bpe", "Ġdog"), ("unigram", "▁dog"), ("wordpiece", "dog")])
+def test_pieces_in_a_text_have_the_blank_before_them_once(kind, piece):
+    text = ["a dog and a hotdog " * 30]
+    with pytest.warns(UserWarning, match="repeats too little"):
+        tokenizer = train_tokenizer(text, kind, {"unigram": 400}.get(kind, 280))
+    dog, two, nothing = pieces_in_text(tokenizer, ["dog", "dog and", ""])
+    assert [tokenizer.token(index) for index in dog] == [piece] and nothing == []
+    assert two == tokenizer.encode("a dog and")[len(tokenizer.encode("a")) :]

@@ -152,11 +152,6 @@ def test_the_common_vocabulary_is_what_all_write_in_one_token() -> None:
         common_vocabulary(tokenizers, ["unheard"])
 
 
-def test_words_are_pieces_after_a_blank() -> None:
-    tokenizer = train_tokenizer(["a dog and a hotdog " * 30], "bpe", 265)
-    assert [[tokenizer.token(index) for index in ids] for ids in pieces_in_text(tokenizer, ["dog"])] == [["Ġdog"]]
-
-
 def test_likeliest_answers_of_a_gpt_are_the_next_tokens() -> None:
     model, tokenizer = model_of("gpt"), tokenizer_of("gpt")
     expected = expected_of("gpt", TEXTS[0])

@@ -227,9 +227,9 @@ def train_tokenizer(
 
 def pieces_in_text(tokenizer: Tokenizer, words: Sequence[str]) -> list[list[int]]:
     """Return each word's token ids where it stands in a text, behind another word and a blank ("ĠParis", "▁Paris",
-    "paris"), whether the tokenizer takes the blank from the text or puts one before every word itself."""
+    "paris"), whether the tokenizer takes the blank from the text or puts one before every word itself; no ids of ""."""
     anchor, *encoded = tokenizer.encode_batch([_ANCHOR, *(f"{_ANCHOR} {word}" for word in words)])
-    return [ids[len(anchor) :] for ids in encoded]
+    return [ids[len(anchor) :] if word else [] for ids, word in zip(encoded, words, strict=True)]
 
 
 def _without_special_names(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stemma.data.labelled import LabelledData
-from stemma.data.tokenizers import Tokenizer
+from stemma.data.tokenizers import Tokenizer, pieces_in_text
 from stemma.families.glm.examples import IGNORED, filled_example
 from stemma.families.glm.examples import collate as collate_glm
 from stemma.families.glm.model import GLM
@@ -116,7 +116,7 @@ class LikelihoodChoosing(Choosing):
     def encode(self, data: LabelledData, tokenizer: Tokenizer) -> list[dict[str, Any]]:
         """Return `rows`, `label` and `tokens` of each example."""
         asked = [{"question": texts[0]} for texts in data.texts]
-        following = iter(tokenizer.encode_batch([self.written(text) for texts in data.texts for text in texts[1:]]))
+        following = iter(self.encoded([text for texts in data.texts for text in texts[1:]]))
         examples = []
         # Room for a longest option of a half.
         questions = fill_pattern(self.pattern, asked, tokenizer, self.longest // 2)
@@ -127,9 +127,9 @@ class LikelihoodChoosing(Choosing):
             examples.append({"rows": rows, "label": label, "tokens": tokens})
         return examples
 
-    def written(self, option: str) -> str:
-        """Return an option as it is written."""
-        return option
+    def encoded(self, options: list[str]) -> list[list[int]]:
+        """Return the tokens of each option as it is written."""
+        return self.tokenizer.encode_batch(options)
 
     @abstractmethod
     def rows(self, question: list[int], options: list[list[int]]) -> list[dict[str, Any]]:
@@ -161,9 +161,9 @@ class GLMChoosing(LikelihoodChoosing):
         """The special tokens."""
         return GLMTokens.of(self.tokenizer)
 
-    def written(self, option: str) -> str:
-        """Return an option with the blank before it, which belongs to what stands in a mask."""
-        return f" {option}"
+    def encoded(self, options: list[str]) -> list[list[int]]:
+        """Return the tokens of each option behind other words: the blank before it belongs to what stands in a mask."""
+        return pieces_in_text(self.tokenizer, options)
 
     def rows(self, question: list[int], options: list[list[int]]) -> list[dict[str, Any]]:
         """Return GLM's examples."""

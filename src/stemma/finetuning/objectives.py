@@ -120,8 +120,7 @@ def _writing(model: Any, tokenizer: Tokenizer, task: TaskDescription, pattern: s
     if isinstance(model, T5 | Transformer):
         return T5Writing(**shared, room=task.longest - 1, end=tokenizer.separator)
     if isinstance(model, GLM):
-        # The blank before a mask belongs to what stands in it.
-        return GLMWriting(**shared, room=task.longest - 3, blank=" ")
+        return GLMWriting(**shared, room=task.longest - 3, in_text=True)
     # Source and target share the context.
     shared["room"] = min(task.longest, context - shared["longest_target"]) - 3
     if isinstance(model, GPT):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from stemma.data.labelled import LabelledData
-from stemma.data.tokenizers import Tokenizer
+from stemma.data.tokenizers import Tokenizer, pieces_in_text
 from stemma.finetuning.patterns import fill_pattern
 
 _MOST_ROWS = 64  # texts, or beams of them, that are written at a time
@@ -24,7 +24,7 @@ class Writing(ABC):
         pattern: of the source, with {text}, or {question} and {context}, as `fields` says.
         room: most tokens of a source without its frame, None for any number. longest_target: most tokens that are
             learned or written. beams, length_penalty: see `inference.beam`.
-        blank: what stands before a target: a blank where its first word has one.
+        in_text: a target stands behind other words, and its first token is as it is there.
         summaries: measured by ROUGE-1 and 2 beside ROUGE-L, not by BLEU and chrF.
         label_smoothing: in training, share of each target that is spread evenly over the vocabulary.
     """
@@ -36,7 +36,7 @@ class Writing(ABC):
     longest_target: int
     beams: int = 1
     length_penalty: float = 1.0
-    blank: str = ""
+    in_text: bool = False
     summaries: bool = False
     label_smoothing: float = 0.0
 
@@ -46,8 +46,7 @@ class Writing(ABC):
         sources = fill_pattern(self.pattern, rows, tokenizer, self.room)
         labels: Any = data.labels
         wanted = [label if isinstance(label, str) else first_answer(label) for label in labels]
-        # An empty target has no first word.
-        targets = tokenizer.encode_batch([self.blank + text if text else "" for text in wanted])
+        targets = pieces_in_text(tokenizer, wanted) if self.in_text else tokenizer.encode_batch(wanted)
         cut = sum(len(target) > self.longest_target for target in targets)
         if cut:
             most = f"{self.longest_target} tokens (data.longest_target)"
