@@ -2,9 +2,9 @@
 
     red tiny cube B green huge ring D blue tiny cone A ...
 
-A task looks at one, two or all three attributes of a card, adds their places, and gives each of the four sums a class of
-its own: 7 * 4! = 168 tasks. A document shows cards of one task with their classes, no card twice, so that no class can be
-copied from an earlier card.
+A task looks at one, two or all three attributes of a card, adds their places, and gives each of the four sums (modulo
+four) a class of its own: 7 * 4! = 168 tasks. A document shows cards of one task with their classes, no card twice, so
+that no class can be copied from an earlier card.
 """
 
 from collections.abc import Sequence

@@ -156,7 +156,7 @@ def decide(results: Results) -> Decision:
     table = over_seeds(values(results, AS_LONG, lambda m: float(m[GREEDY]["accuracy"][0])))
     greedy = over_seeds(values(results, STEPS, mean_of(GREEDY)))
     if table.estimate <= KNOWN:
-        return Decision("undecided", effect, "the model of answers did not learn the sums of one step", details)
+        return Decision("undecided", effect, "the models of answers did not learn the sums of one step", details)
     if greedy.estimate >= FULL:
         return Decision("undecided", effect, "the likeliest text is always right: no vote can be better", details)
     return Decision(outcome, effect, details=details)
@@ -187,7 +187,7 @@ def charts(results: Results) -> Sequence[Part]:
     cost = Table(
         ("", "steps", "accuracy", "tokens read", "tokens written"),
         rows,
-        "What each answer costs, of a vote all samples.",
+        "What each answer costs, of a vote, all samples.",
     )
     return [Curves(lines, "steps", "accuracy", caption), cost]
 
@@ -228,18 +228,19 @@ EXPERIMENT = Experiment(
 
 CLAIM = Claim(
     name="chain-of-thought",
-    source="Wei et al. 2022, section 3, figure 4; Wang et al. 2023, section 3 (echoed in direction: the models here were "
-    "trained to write their steps, none of it emerges with size)",
+    source="Wei et al. 2022, section 3, figure 4; Wang et al. 2023, section 3 (in direction only: the models here were "
+    "trained to write their steps, nothing emerges with size)",
     hypothesis="a model that writes its steps does more sums than one that answers at once, the more so the more steps "
     "a sum has; the answer that most of its samples come to is right more often than that of its likeliest text",
     varied="what follows a sum in training: its answer, or its steps in any order and its answer",
-    controlled="parameters, batch, context, rate, updates for each token; sums to learn from (a second model of answers "
-    "has more of them, as many tokens as the worked ones have); sums asked, of which those of two and more steps were "
+    controlled="parameters, batch, context, rate; sums to learn from, each read once (a second model of answers has "
+    "more of them, as many tokens as the worked ones have); sums asked, of which those of two and more steps were "
     "never trained; seeds",
     decides="by how much the gap in accuracy between worked steps and answers (as many examples) grows with each step, "
-    "from 1 to 6; reproduced if its interval lies above 0, as do those of the mean gap to both models of answers, and of "
-    "vote minus greedy decoding; not reproduced if one of the four lies below; undecided if the model of answers did not "
-    f"learn the sums of one step (above {KNOWN}), or greedy decoding is always right (above {FULL})",
+    "from 1 to 6; reproduced if its interval lies above 0, as do those of the mean gap to both models of answers, and "
+    "of vote minus greedy decoding; not reproduced if one of the four lies below; undecided if the model of as many "
+    f"tokens of answers did not learn the sums of one step (above {KNOWN}), or greedy decoding is always right "
+    f"(above {FULL})",
     decide=decide,
     experiment=EXPERIMENT,
 )

@@ -130,8 +130,8 @@ def charts(results: Results) -> Sequence[Curves]:
     lines = [_line(results, arm, label, "accuracy") for arm, label in EXPERIMENT.arms.items()]
     best = _line(results, LARGEST, "the best possible", "best")
     caption = (
-        f"Accuracy on tasks that were never trained, by the number of examples in the prompt; chance {CHANCE}. The best "
-        "possible: of one who knows the family, and the task by the examples alone."
+        f"Accuracy on tasks that were never trained, by the number of examples in the prompt; chance {CHANCE}. The "
+        "best possible: of one who knows the family, and the task by the examples alone."
     )
     return [Curves([*lines, best], "1 + shots", "accuracy", caption, log_x=True)]
 
@@ -180,13 +180,14 @@ CLAIM = Claim(
     source="Brown et al. 2020, section 1, figure 1.2",
     hypothesis="a model does a task that it was never trained for by examples in its prompt, the better the more there "
     "are, and larger models gain more by them",
-    varied="the size of the model, about 0.06, 0.19 and 1 million parameters beside embeddings, and the number of shots",
+    varied="the size of the model (parameters beside embeddings: about 0.06, 0.19 and 1 million), and the number of "
+    "shots",
     controlled="documents and their order, each read once; tokenizer, batch, updates, the rule for the rate (it falls "
     "with the width); the tasks asked, a quarter of the family, of which no example was trained; seeds",
-    decides=f"rise of accuracy with each doubling of 1 + shots (least squares over {', '.join(map(str, SHOTS))} shots) on "
-    "tasks never trained: largest minus smallest model; reproduced if its interval and that of the largest's own rise "
-    "lie above 0, not reproduced if one of them lies below; undecided if the largest does the tasks without examples, "
-    f"or those it was trained on with 8 examples no better than chance (by {MARGIN})",
+    decides=f"rise of accuracy with each doubling of 1 + shots (least squares over {', '.join(map(str, SHOTS))} shots) "
+    "on tasks never trained: largest minus smallest model; reproduced if its interval and that of the largest's own "
+    "rise lie above 0, not reproduced if one of them lies below; undecided if the largest does the tasks without "
+    f"examples, or those it was trained on with 8 examples no better than chance (by {MARGIN})",
     decide=decide,
     experiment=EXPERIMENT,
 )
