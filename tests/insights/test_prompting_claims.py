@@ -127,7 +127,7 @@ class _WithSeparator(LocalModel):
             self.model,
             [
                 ((self.tokenizer.separator, *self.tokenizer.encode(text.removeprefix("</s> "))),
-                 tuple(self.tokenizer.encode(choice)))
+                 tuple(self.tokenizer.encode(choice.strip())))
                 for text, choice in pairs
             ],
         )  # fmt: skip
@@ -292,7 +292,7 @@ def test_sizes_are_asked_about_unseen_tasks(here: None, tmp_path: Path) -> None:
     assert one["parameters"] > found["measures"]["middle-1"]["parameters"]
     # All sizes learn from the same documents.
     texts = [(tmp_path / f"{arm}-1" / "lines.txt").read_text() for arm in sizes]
-    assert texts[0] == texts[1] == texts[2] and len(texts[0].splitlines()) == 3 * 2 * 4
+    assert texts[0] == texts[1] == texts[2] and len(texts[0].splitlines()) == 3 * 2 * 8
     assert in_context.decide(found).outcome in ("reproduced", "not reproduced", "undecided")
 
 

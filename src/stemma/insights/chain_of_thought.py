@@ -39,15 +39,17 @@ def work(job: Job, report: Report) -> dict[str, Any]:
     tokenizer = load_tokenizer(job.shared / TOKENIZER)
     asked = draw_questions(most, settings["asked"], np.random.default_rng([job.seed, 1]))
     sums = draw_examples(settings["examples"], most, asked, np.random.default_rng([job.seed, 2]))
-    lines = _worked(sums, job.seed) if job.arm == STEPS else [one.answered for one in sums]
+    lines, held_out = (_lines(job, which) for which in (sums, asked))
     if job.arm == AS_LONG:
-        lines = _as_long(lines, _tokens(tokenizer, _worked(sums, job.seed)), job, asked, tokenizer)
+        worked = _tokens(tokenizer, _worked(sums, job.seed))
+        more = round(len(lines) * worked / _tokens(tokenizer, lines)) - len(lines)
+        lines += _lines(job, draw_examples(more, most, asked, np.random.default_rng([job.seed, 4])))
     tokens = _tokens(tokenizer, lines)
     context, batch = settings["context"], settings["batch"]
     training = {"steps": max(tokens // (context * batch), 1), "batch": batch, "learning_rate": settings["rate"]}
     # Lines see those before them, so that a prompt can begin anywhere.
     folder = pretrained(
-        job, report, lines, lines[:64], size=settings["size"], context=context, training=training, separate=False
+        job, report, lines, held_out, size=settings["size"], context=context, training=training, separate=False
     )
     model = families.load(folder)
     found: dict[str, Any] = {
@@ -67,6 +69,10 @@ def work(job: Job, report: Report) -> dict[str, Any]:
     return found
 
 
+def _lines(job: Job, sums: Sequence[Sum]) -> list[str]:
+    return _worked(sums, job.seed) if job.arm == STEPS else [one.answered for one in sums]
+
+
 def _worked(sums: Sequence[Sum], seed: int) -> list[str]:
     rng = np.random.default_rng([seed, 3])
     return [one.worked(rng.permutation(len(one.steps)).tolist()) for one in sums]
@@ -75,13 +81,6 @@ def _worked(sums: Sequence[Sum], seed: int) -> list[str]:
 def _tokens(tokenizer: Tokenizer, lines: Sequence[str]) -> int:
     """Return the tokens of lines with those that separate them."""
     return sum(len(row) + 1 for row in tokenizer.encode_batch(lines))
-
-
-def _as_long(lines: Sequence[str], tokens: int, job: Job, asked: Sequence[Sum], tokenizer: Tokenizer) -> list[str]:
-    """Return these lines and more like them, as many as have so many tokens."""
-    count = round(len(lines) * tokens / _tokens(tokenizer, lines)) - len(lines)
-    more = draw_examples(count, job.settings["most_steps"], asked, np.random.default_rng([job.seed, 4]))
-    return [*lines, *(one.answered for one in more)]
 
 
 def task_of(asked: Sequence[Sum], most: int) -> Task:

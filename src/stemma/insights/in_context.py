@@ -148,7 +148,7 @@ def _line(results: Results, arm: str, label: str, name: str) -> Series:
 def _settings(**changed: Any) -> Mapping[str, Any]:
     return {
         **{"sizes": {SMALLEST: [2, 48, 2], "middle": [3, 72, 3], LARGEST: [4, 144, 6]}},
-        **{"steps": 2000, "batch": 8, "documents_a_sequence": 4, "rate": 2e-3, "asked": 2000},
+        **{"steps": 2000, "batch": 4, "documents_a_sequence": 8, "rate": 2e-3, "asked": 2000},
         **changed,
     }
 
