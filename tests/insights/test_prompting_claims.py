@@ -151,7 +151,9 @@ def test_slopes_decide_whether_size_helps_in_context() -> None:
     found = in_context.decide(shown([0.35, 0.36, 0.34], [0.8, 0.81, 0.82]))
     assert found.outcome == "reproduced"
     assert found.effect.estimate == pytest.approx((0.81 - 0.35) / np.log2(9))
-    assert found.details is not None and found.details["slope of the largest GPT"].low > 0.17
+    assert found.details is not None and found.details["slope of the largest GPT"].estimate == pytest.approx(
+        0.56 / np.log2(9)
+    )
     assert found.details["accuracy with 8 shots, largest minus smallest"].estimate == pytest.approx(0.46)
     assert found.details["slope of the best possible"].estimate == pytest.approx(0)
     decide = in_context.decide
@@ -305,7 +307,7 @@ def test_steps_and_answers_are_learned_and_asked(here: None, tmp_path: Path) -> 
     assert direct["training_examples"] == steps["training_examples"] == 40 < as_long["training_examples"]
     assert as_long["training_tokens"] == pytest.approx(steps["training_tokens"], rel=0.1)
     assert direct["parameters"] == steps["parameters"]
-    assert len(steps["vote"]["accuracy"]) == 2 and set(steps["votes"]) == {"vote of 1", "vote of 2"}
+    assert len(steps["vote"]["accuracy"]) == 2 and {"vote of 1", "vote of 2"} < set(steps["votes"])
     assert steps["vote"]["read"] == pytest.approx([2 * read for read in steps["greedy"]["read"]])
     texts = {arm: (tmp_path / f"{arm}-1" / "lines.txt").read_text().splitlines() for arm in ("answers", "steps")}
     questions = [[line.split(" = ")[0] for line in lines] for lines in texts.values()]
