@@ -133,7 +133,7 @@ def gaps(results: Results, control: str) -> list[list[float]]:
         values(results, control, lambda m: m[GREEDY]["accuracy"]),
         strict=True,
     )
-    return [np.subtract(*pair).tolist() for pair in pairs]  # type: ignore[call-overload]
+    return [np.subtract(*pair).tolist() for pair in pairs]
 
 
 def decide(results: Results) -> Decision:

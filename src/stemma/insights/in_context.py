@@ -54,10 +54,10 @@ def work(job: Job, report: Report) -> dict[str, Any]:
     training = {"steps": settings["steps"], "batch": batch, "learning_rate": rate}
     folder = pretrained(job, report, train.lines, asked.lines[:256], size=size, context=length, training=training)
     report((job.name, "asking", 0, 0, {}))
-    model, tokenizer = families.load(folder), load_tokenizer(job.shared / TOKENIZER)
-    blocks = sum(parameter.numel() for parameter in model.blocks.parameters())
+    model: Any = families.load(folder)
+    tokenizer = load_tokenizer(job.shared / TOKENIZER)
     return {
-        "parameters": blocks,
+        "parameters": sum(parameter.numel() for parameter in model.blocks.parameters()),
         "accuracy": accuracies(model, tokenizer, asked),
         "learned": accuracies(model, tokenizer, again),
         "best": [float(best_possible(asked)[:, shots].mean()) for shots in SHOTS],
