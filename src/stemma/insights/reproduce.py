@@ -16,6 +16,7 @@ from stemma.errors import InputError
 from stemma.files import write_whole
 from stemma.insights import (
     alignment_beats_size,
+    chain_of_thought,
     contextual_beats_lexical,
     contextual_vectors,
     data_efficient,
@@ -27,6 +28,7 @@ from stemma.insights import (
     glm_competitive,
     glm_positions,
     glm_shuffling,
+    in_context,
     kl_reward_frontier,
     lineage,
     missing_digit,
@@ -68,6 +70,8 @@ CLAIMS: dict[str, Claim] = {
         alignment_beats_size,
         kl_reward_frontier,
         ptx_alignment_tax,
+        in_context,
+        chain_of_thought,
         soft_targets,
         missing_digit,
         few_labels,
