@@ -92,6 +92,8 @@ class _Answer:
         if self.body.logprobs is None:
             return None
         name, tokens = self.served.texts.text, [one.token for one in scored]
+        if self.body.return_tokens_as_token_ids:
+            name = "token_id:{}".format
         likeliest: list[dict[str, float | None] | None] = []
         for one in scored:
             found: dict[str, float | None] = {}
