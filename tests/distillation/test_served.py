@@ -4,8 +4,10 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -37,7 +39,10 @@ def server_of(directory):
     try:
         line = next(line for line in process.stderr if '"event": "listening"' in line)
         threading.Thread(target=process.stderr.read, daemon=True).start()  # so that it never waits for a reader
-        yield f"http://127.0.0.1:{json.loads(line)['port']}"
+        url = f"http://127.0.0.1:{json.loads(line)['port']}"
+        while httpx.get(f"{url}/health").status_code != 200:  # it is loaded
+            time.sleep(0.05)
+        yield url
     finally:
         process.kill()
         process.wait(20)

@@ -180,5 +180,5 @@ def _load(name: str, tokenizer: Tokenizer, longest: int, device: Any) -> MaskedT
     order = order_of(load_tokenizer(directory), tokenizer, name)
     model.requires_grad_(False)
     order = None if order is None else order.to(model.masked_weight.device)
-    rows = slice(tokenizer.vocabulary) if order is None else order
+    rows: Any = slice(tokenizer.vocabulary) if order is None else order
     return MaskedTeacher(model.eval(), model.masked_weight[rows], model.masked_head.bias[rows], order)

@@ -40,7 +40,7 @@ def prepare(settings: Mapping[str, Any], shared: Path) -> None:
 def work(job: Job, report: Report) -> dict[str, Any]:
     """Train a student of each size, and measure its loss of unseen text and its speed beside the teacher's."""
     prepare_processor()
-    teacher, found = job.shared / TEACHER, {}
+    teacher, found = job.shared / TEACHER, dict[str, float]()
     for size, divisor in SIZES.items():
         student = job.folder / f"{size}-student"
         _start(job, {"layers": max(job.settings["size"][0] // divisor, 1)}, student)
@@ -141,7 +141,7 @@ def charts(results: Results) -> list[Curves]:
     def mean(arm: str, name: str) -> float:
         return float(np.mean(values(results, arm, lambda measures: measures[name])))
 
-    rate, series = mean(DISTILLED, "teacher_rate"), []
+    rate, series = mean(DISTILLED, "teacher_rate"), list[Series]()
     for arm, label in EXPERIMENT.arms.items():
         speed, loss = ([mean(arm, f"{name}_{size}") for size in SIZES] for name in ("faster", "loss"))
         series.append(Series(label, [rate * one for one in speed], loss))
