@@ -1,16 +1,16 @@
 """A teacher behind an endpoint: what it tells is what the same weights think here; and what goes wrong."""
 
 import json
-import subprocess
+import socket
 import sys
 import threading
 import time
 from contextlib import contextmanager
 
-import httpx
 import numpy as np
 import pytest
 import torch
+import uvicorn
 from endpoints import serving
 from tiny_models import directory_of, model_of, tokenizer_of
 
@@ -25,6 +25,11 @@ from stemma.distillation.teachers import Teacher
 from stemma.distillation.tokens import Taught
 from stemma.errors import InputError
 from stemma.inference import endpoint
+from stemma.serving.application import application
+from stemma.serving.context import Context
+from stemma.serving.engine_thread import EngineThread
+from stemma.serving.limits import Limits
+from stemma.serving.served import load_served
 from stemma.training.progress import Silent
 
 TOKENIZER = tokenizer_of("gpt")
@@ -32,20 +37,22 @@ TOKENIZER = tokenizer_of("gpt")
 
 @contextmanager
 def server_of(directory):
-    """Yield the address of `stemma serve` of a directory."""
-    code = "from stemma.cli import main; main()"
-    arguments = [sys.executable, "-c", code, "serve", str(directory), "--port", "0", "--cache", "16"]
-    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    """Yield the address of what `stemma serve` answers with, of a directory; in a thread of this process."""
+    engine = EngineThread(lambda: load_served(str(directory)), queue=256, on_failure=lambda error: None)
+    app = application(Context(engine, Limits()))
+    server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None))
+    listening = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    engine.start()
+    thread.start()
     try:
-        line = next(line for line in process.stderr if '"event": "listening"' in line)
-        threading.Thread(target=process.stderr.read, daemon=True).start()  # so that it never waits for a reader
-        url = f"http://127.0.0.1:{json.loads(line)['port']}"
-        while httpx.get(f"{url}/health").status_code != 200:  # it is loaded
-            time.sleep(0.05)
-        yield url
+        while engine.state != "ok":
+            time.sleep(0.02)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
     finally:
-        process.kill()
-        process.wait(20)
+        server.should_exit = True
+        thread.join()
+        engine.stop()
 
 
 def items():

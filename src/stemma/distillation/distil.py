@@ -50,8 +50,8 @@ def distil(
     shown, options = display or Silent(), recipe.objective
     with workplace(out, recipe) as workers:
         pupil = load_pupil(recipe, workers.device)
-        material = read_material(recipe.data, pupil.tokenizer, pupil.reading, pupil.renderer, shown)
         served = _served(recipe, pupil)
+        material = read_material(recipe.data, pupil.tokenizer, pupil.reading, pupil.renderer, shown)
         names = () if served is not None else options.teachers
         teachers = load_teachers(names, pupil.tokenizer, pupil.reading, workers.device)
         if served is not None and not (out / RECORDS).is_dir():
