@@ -39,11 +39,15 @@ TOKENIZER = tokenizer_of("gpt")
 def server_of(directory):
     """Yield the address of what `stemma serve` answers with, of a directory; in a thread of this process."""
     engine = EngineThread(lambda: load_served(str(directory)), queue=256, on_failure=lambda error: None)
-    app = application(Context(engine, Limits()))
-    server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None))
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets=None):
+            await super().startup(sockets)
+            engine.start()
+
+    server = Server(uvicorn.Config(application(Context(engine, Limits())), lifespan="off", log_config=None))
     listening = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-    engine.start()
     thread.start()
     try:
         while engine.state != "ok":
