@@ -82,13 +82,14 @@ def _recipe(job: Job, student: Path, teacher: Path) -> DistillationRecipe:
         # Without weight the teacher changes nothing, and all arms read the same texts in the same order.
         "objective": {"teachers": [str(teacher)], "weight": settings["weight"] if job.arm == DISTILLED else 0.0},
         "training": {
-            **{"steps": settings["student_steps"], "epochs": None, "batch": 8, "learning_rate": 3e-3},
+            "batch": 8,
+            "learning_rate": 3e-3,
             "schedule": {"name": "cosine", "warmup": 0.1, "final": 0.05},
         },
         "evaluation": {"every": settings["student_steps"]},
         "seed": job.seed,
     }
-    return build_recipe(DistillationRecipe, "distill/tiny", given)
+    return build_recipe(DistillationRecipe, "distill/tiny", given, [f"training.steps={settings['student_steps']}"])
 
 
 def speeds(models: list[Path], batch: int = 8) -> list[float]:
