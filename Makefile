@@ -31,6 +31,7 @@ bench: .venv/dev
 	.venv/bin/python benchmarks/quantization.py --quick
 	.venv/bin/python benchmarks/serving.py --quick
 	.venv/bin/python benchmarks/images.py --quick
+	.venv/bin/python benchmarks/distillation.py --quick
 
 lint: .venv/dev
 	.venv/bin/ruff check src tests benchmarks

@@ -17,6 +17,12 @@ def serving(answer: Callable[[dict], tuple[int, Any]]) -> Iterator[tuple[str, li
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            self.reply(body)
+
+        def do_GET(self):
+            self.reply({})
+
+        def reply(self, body):
             asked.append({**body, "path": self.path, "key": self.headers.get("Authorization")})
             status, content = answer(body)
             self.send_response(status)

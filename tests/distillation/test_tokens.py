@@ -77,8 +77,25 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(family, kind):
     assert all(p.grad is None for p in objective.teachers[0].model.parameters())
 
 
+def test_hidden_states_are_learned_beside_the_distribution():
+    model, objective = taught("gpt", [("gpt", 1), ("mistral", 2)], SoftLoss(weight=0.5), scale=4.0, hidden=3.0)
+    some = items(objective.tokenizer)
+    loss, sums = objective.loss(model, batch_of(objective, some))
+    apart = count = 0.0
+    for one in some:
+        places, tokens = slice(one["prompt"] - 1, len(one["tokens"]) - 1), torch.from_numpy(one["tokens"])[None]
+        own, *theirs = (each.hidden(tokens)[0][places] for each in (model, *(t.model for t in objective.teachers)))
+        for other in theirs:
+            cosine = (own * other).sum(-1) / (own.norm(dim=-1) * other.norm(dim=-1))
+            apart += float((1 - cosine).sum()) / 2
+        count += len(own)
+    assert float(sums["hidden"]) == pytest.approx(apart, rel=1e-4)
+    parts = 2 * float(sums["soft"]) + 2 * float(sums["hard"]) + 3 * apart
+    assert float(loss) == pytest.approx(parts / count, rel=1e-4)
+
+
 def test_micro_batches_add_up():
-    model, objective = taught("gpt", [("gpt", 1)])
+    model, objective = taught("gpt", [("gpt", 1)], hidden=1.0)
     some = items(objective.tokenizer)
     whole = objective.loss(model, batch_of(objective, some))[0]
     parts = [batch_of(objective, some[start : start + 2]) for start in (0, 2, 4)]
@@ -202,7 +219,7 @@ def test_from_student_to_a_directory(run, tmp_path, monkeypatch):
 
 
 def test_whole_texts(run, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("STEMMA_CACHE", str(tmp_path / "cache"))
     teacher = directory_of("gpt", tmp_path)
     (tmp_path / "t.txt").write_text("".join(f"{name} {WORDS}\n\n" for name in (*NAMES, *WORDS.split())))
     texts = ("--train", tmp_path / "t.txt", "--text", "text", "data.documents=paragraph", "data.longest=16")

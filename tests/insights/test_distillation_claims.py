@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
-from stemma.insights import ensemble_in_one, few_labels, missing_digit, soft_targets, specialists
+from stemma import families
+from stemma.insights import ensemble_in_one, few_labels, missing_digit, small_student, soft_targets, specialists
 from stemma.insights.claims import Claim
 from stemma.insights.digits import best_of, errors, fit, load_digits, logits_of, network
 from stemma.insights.experiments import Job
@@ -111,3 +113,47 @@ def test_specialists_are_measured_against_equal_training() -> None:
     arms = {name: around(accuracy=value) for name, value in (("generalist", 0.5), ("longer", 0.7))}
     found = specialists.decide(results(**arms, specialists=around(accuracy=0.6)))
     assert found.outcome == "not reproduced" and found.effect.estimate == pytest.approx(-0.1)
+
+
+@pytest.mark.slow
+def test_small_students_run(tmp_path: Path) -> None:
+    tiny = {"bytes": 60_000, "documents": 2, "vocabulary": 300, "size": [4, 16, 2], "steps": 4, "student_steps": 2}
+    settings = {**small_student.EXPERIMENT.scales["small"], **tiny}
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    small_student.prepare(settings, shared)
+    teacher = families.load(shared / "teacher")
+    measures: dict[str, list[Any]] = {}
+    for arm in small_student.EXPERIMENT.arms:
+        folder = tmp_path / arm
+        measures[arm] = [small_student.work(Job(arm, 1, folder, shared, settings), lambda event: None)]
+        for size, layers in (("half", 2), ("quarter", 1)):
+            begun = families.load(folder / f"{size}-student")
+            assert len(begun.blocks) == layers
+            same = torch.equal(begun.token_embedding.weight, teacher.token_embedding.weight)
+            assert same == (arm != small_student.RANDOM)
+    distilled, alternate = (measures[arm][0] for arm in (small_student.DISTILLED, small_student.ALTERNATE))
+    assert distilled["loss_half"] != alternate["loss_half"]
+    assert len(small_student.charts(results(**measures))[0].series) == 4
+
+
+@pytest.mark.parametrize(
+    ("distilled", "faster", "outcome"),
+    [
+        (2.4, 1.8, "reproduced"),
+        (2.4, 1.1, "not reproduced"),  # no faster
+        (2.58, 1.8, "not reproduced"),  # no better than from the teacher's layers without it
+        (2.62, 1.8, "not reproduced"),  # closes less than half of the gap
+    ],
+)
+def test_small_student(distilled: float, faster: float, outcome: str) -> None:
+    def arm(loss: float, teacher: float = 2.2) -> list[dict[str, float]]:
+        rows = around(loss_half=loss, faster_half=faster)
+        return [{**row, "teacher_loss": teacher} for row in rows]
+
+    alone = {"random": arm(3.0), "alternate": arm(2.5)}
+    found = small_student.decide(results(**alone, distilled=arm(distilled)))
+    assert found.outcome == outcome
+    assert found.effect.estimate == pytest.approx(3.0 - distilled - 0.5 * (3.0 - 2.2))
+    useless = small_student.decide(results(**alone, distilled=arm(distilled, teacher=3.1)))
+    assert useless.outcome == "undecided" and "no better" in useless.premise

@@ -216,7 +216,7 @@ def test_errors_are_openais(client, server):
         ("completions", {"prompt": [1, 10**6]}, "prompt"),
         ("completions", {"prompt": "\ud800"}, None),
         ("completions", {}, "prompt"),
-        ("completions", {"prompt": "x", "logprobs": 6}, "logprobs"),
+        ("completions", {"prompt": "x", "logprobs": 21}, "logprobs"),
         ("completions", {"prompt": "x", "stop": ["a"] * 5}, "stop"),
         ("completions", {"prompt": "x", "stop": "a" * 257}, "stop"),
         ("completions", {"prompt": "x", "logit_bias": {"5": 101}}, "logit_bias"),

@@ -101,6 +101,48 @@ def test_the_loss_is_a_mean_over_images_and_a_mixture_of_both_heads() -> None:
     assert value(None, fixed(ours, other)) == pytest.approx((sum(base) + sum(second)) / 8)
 
 
+def test_several_teachers_are_heard_by_the_mean_of_what_they_say() -> None:
+    batch = {"images": torch.zeros(2, 1, 8, 8), "targets": torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])}
+    logits = torch.tensor([0.3, 0.1, -0.2])
+    says = [torch.tensor([2.0, 0.0, 0.0]), torch.tensor([-4.0, 1.5, 1.0])]
+    teachers = [lambda images, row=row: row.expand(len(images), 3) for row in says]
+
+    def value(**options: object) -> float:
+        distillation = Distillation(teachers[0], alpha=1.0, others=teachers[1:], **options)  # type: ignore[arg-type]
+        return float(ImageClassification(GREY, 3, distillation=distillation).loss(fixed(logits.tolist()), batch)[0])
+
+    q = torch.log_softmax(logits / 2, 0)
+    arithmetic = sum(torch.softmax(row / 2, 0) for row in says) / 2
+    geometric = torch.softmax((says[0] + says[1]) / 4, 0)
+    for mean, p in (("arithmetic", arithmetic), ("geometric", geometric)):
+        expected = 4 * float((p * (p.log() - q)).sum())
+        assert value(kind="soft", temperature=2.0, mean=mean) == pytest.approx(expected, rel=1e-5)
+    # Together they find the first class likeliest by the one mean, the second by the other.
+    hard = -torch.log_softmax(logits, 0)
+    assert value(mean="arithmetic") == pytest.approx(float(hard[0]))
+    assert value(mean="geometric") == pytest.approx(float(hard[1]))
+
+
+def test_a_classifier_of_images_is_distilled_from_several(teacher: Path, tmp_path: Path) -> None:
+    runner, run = CliRunner(), str(tmp_path / "run")
+    few = [SMALL, "training.steps=2", "training.batch=4", "data.limit=8"]
+    taught = ["--teacher", str(teacher), "--teacher", str(teacher), "--train", "digits", "--temperature", "4"]
+    given = ["distill", "classifier", "vit/tiny", *taught, "--weight", "0.9", "--mean", "geometric"]
+    result = runner.invoke(build(), [*given, *few, "--out", run, "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout.strip().splitlines()[-1])["reason"] == "finished"
+    wanted = load_image_recipe(tmp_path / "run" / "recipe.yaml")
+    assert wanted is not None and wanted.distillation is not None
+    soft = wanted.distillation
+    assert (soft.kind, soft.alpha, soft.temperature, soft.mean) == ("soft", 0.9, 4.0, "geometric")
+    assert soft.teachers == (str(teacher), str(teacher))
+    further = ["training.steps=1", "training.batch=2", "data.limit=4", "--out", str(tmp_path / "more"), "--json"]
+    result = runner.invoke(build(), ["distill", "classifier", run, *taught, *further])
+    assert result.exit_code == 0, result.output
+    wrong = runner.invoke(build(), [*given, "--unlabelled", "x.csv"])
+    assert isinstance(wrong.exception, InputError) and "--unlabelled: is of texts" in str(wrong.exception)
+
+
 def test_floating_point_operations_of_a_vit_by_hand() -> None:
     config = ViTConfig(image_size=8, patch_size=2, channels=1, hidden=16, heads=2, layers=2, classes=10)
     tokens = 17

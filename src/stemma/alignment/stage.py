@@ -38,11 +38,17 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
-class Pupil:
-    """A model that is to be aligned, and how it reads."""
+class Learner:
+    """A model that is to be trained further."""
 
     model: Any
     tokenizer: Tokenizer
+
+
+@dataclass(frozen=True)
+class Pupil(Learner):
+    """A model that is to be aligned, and how it reads."""
+
     reading: Reading
     renderer: Renderer
 
@@ -63,11 +69,11 @@ def workplace(out: Path, recipe: RunRecipe) -> Iterator[Workers]:
         yield workers
 
 
-def load_pupil(recipe: Any, device: torch.device) -> Pupil:
+def load_learner(recipe: Any, device: torch.device) -> Learner:
     """Load the model of a stage's recipe, with its dropout; adapters are added later.
 
     Raises:
-        InputError: no such model, one that writes no text, or a broken template.
+        InputError: no such model.
     """
     directory = resolve(recipe.model)
     model: Any = families.load(directory, dtype=torch.float32, device=device)
@@ -75,8 +81,18 @@ def load_pupil(recipe: Any, device: torch.device) -> Pupil:
     torch.manual_seed(derived_seed(recipe.seed))
     if recipe.dropout is not None:
         set_dropout(model, recipe.dropout)
-    file = recipe.data.template
-    template = ChatTemplate.read(directory, None if file is None else Path(file))
+    return Learner(model, tokenizer)
+
+
+def load_pupil(recipe: Any, device: torch.device) -> Pupil:
+    """Load the model of a stage's recipe (see `load_learner`), and how it reads.
+
+    Raises:
+        InputError: no such model, one that writes no text, or a broken template.
+    """
+    learner = load_learner(recipe, device)
+    model, tokenizer, file = learner.model, learner.tokenizer, recipe.data.template
+    template = ChatTemplate.read(resolve(recipe.model), None if file is None else Path(file))
     reading = reading_of(model, tokenizer, recipe.data.longest, packing=recipe.data.packing)
     return Pupil(model, tokenizer, reading, Renderer(model, tokenizer, reading.end, template))
 
@@ -108,7 +124,7 @@ def merged(model: Model) -> Model:
 def train(
     recipe: Any,
     out: Path,
-    pupil: Pupil,
+    pupil: Learner,
     model: nn.Module,
     objective: Any,
     examples: Sequence[Any],
@@ -179,10 +195,10 @@ def train(
     return trainer.run()
 
 
-def save_language_model(pupil: Pupil, model: Any, directory: Path) -> None:
-    """Write a model that goes on writing texts, with its template if it has one."""
+def save_language_model(pupil: Learner, model: Any, directory: Path) -> None:
+    """Write a model that goes on with texts, with its template if it has one."""
     families.save(model, pupil.tokenizer, directory)
-    if (template := pupil.renderer.used_template) is not None:
+    if isinstance(pupil, Pupil) and (template := pupil.renderer.used_template) is not None:
         template.save(directory)
 
 

@@ -15,6 +15,9 @@ app = typer.Typer(
 )
 
 Student = Annotated[str, typer.Argument(help="The student: a checkpoint directory or a hub id.", metavar="STUDENT")]
+Classifier = Annotated[
+    str, typer.Argument(help="The student: a checkpoint directory, a hub id, or a recipe of images.", metavar="STUDENT")
+]
 Teachers = Annotated[
     list[str], typer.Option("--teacher", "-t", help="A teacher's directory or hub id; several are an ensemble.")
 ]
@@ -28,10 +31,10 @@ Out = Annotated[Path | None, typer.Option("--out", "-o", help="Where to write; d
 
 @app.command()
 def classifier(
-    student: Student,
+    student: Classifier,
     overrides: Overrides = None,
     teacher: Teachers = ...,  # type: ignore[assignment]
-    train: Annotated[str, typer.Option(help="Labelled examples, as `stemma finetune` reads them.")] = ...,  # type: ignore[assignment]
+    train: Annotated[str, typer.Option(help="Labelled examples, or images, as `stemma finetune` reads them.")] = ...,  # type: ignore[assignment]
     dev: Annotated[str | None, typer.Option(help="Examples to choose the best weights by; default: 10 %.")] = None,
     test: Annotated[str | None, typer.Option(help="Examples to report on, once, at the end.")] = None,
     unlabelled: Annotated[str | None, typer.Option(help="Further texts that only the teachers judge.")] = None,
@@ -47,15 +50,27 @@ def classifier(
 ) -> None:
     """Teach a classifier of texts by fine-tuned ones of any family: Hinton's soft targets, beside the labels.
 
-    Image classifiers learn so in `stemma pretrain` (distillation.teacher=...).
+    Classifiers of images learn so, too: STUDENT is a recipe of `stemma pretrain`, or a ViT that goes on; --train is
+    what images are read from.
 
-    Example: [bold]stemma distill classifier runs/small --teacher runs/finetune-bert/best --train train.csv[/bold]
+    Example: [bold]stemma distill classifier runs/small --teacher runs/finetune-bert/best --train train.csv[/bold], or
+    [bold]stemma distill classifier vit/tiny --teacher runs/one --teacher runs/other --train digits[/bold]
     """
     from stemma.cli.align import _console, _display
     from stemma.cli.finetune import report
+    from stemma.cli.images import distil_images, image_student
+    from stemma.errors import InputError
     from stemma.finetuning.recipe import build_recipe
     from stemma.finetuning.run import family_and_size, finetune, read_splits
 
+    directory = _directory(out, student)
+    if images := image_student(student):
+        for name, value in {"--unlabelled": unlabelled, "--test": test, "--pair": pair}.items():
+            if value is not None:
+                raise InputError(f"{name}: is of texts, and {student} reads images; they are measured on --dev")
+        options = {"teacher": teacher, "temperature": temperature, "alpha": weight, "mean": mean}
+        distil_images(images, train, dev, options, overrides or [], directory, overwrite, as_json)
+        return
     soft = {"teachers": teacher, "temperature": temperature, "weight": weight, "mean": mean, "unlabelled": unlabelled}
     given: dict[str, Any] = {
         "model": student,
@@ -64,7 +79,7 @@ def classifier(
     }
     if dev is not None:
         given["data"]["dev"] = dev
-    directory, console = _directory(out, student), _console(as_json)
+    console = _console(as_json)
     family, parameters = family_and_size(student)
     draft = build_recipe(given, overrides or [], family=family, parameters=parameters, examples=1 << 60)
     splits = read_splits(draft)
@@ -112,13 +127,15 @@ def tokens(
 ) -> None:
     """Teach a language model by others with the same vocabulary, of any family, token by token.
 
-    GPT, Mistral, Mixtral, GLM and T5. The same command again goes on where a run stopped.
+    GPT, Mistral, Mixtral, GLM and T5; the teacher of a GPT or Mistral may be served (--teacher http://host:port
+    --cache 20). A BERT learns whole texts from a BERT at masked places, as DistilBERT did. The same command again goes
+    on where a run stopped.
 
     Example: [bold]stemma distill tokens runs/small --teacher runs/book --train my-book.txt --text text[/bold]
     """
     from stemma.alignment.recipe import SMALL_MODEL, build_recipe
     from stemma.cli.align import _console, _display, _finish, _given
-    from stemma.distillation.distil import distil
+    from stemma.distillation.distil import distil, distil_masked
     from stemma.distillation.recipe import DistillationRecipe
     from stemma.finetuning.run import family_and_size
 
@@ -133,12 +150,20 @@ def tokens(
     }
     data = {"text": text, "prompt": prompt, "response": response, "messages": messages}
     given = _given(student, train, dev, template, data, objective)
-    name = recipe_name or ("distill/tiny" if family_and_size(student)[1] < SMALL_MODEL else "distill/default")
+    family, parameters = family_and_size(student)
+    masked, small = family == "bert", parameters < SMALL_MODEL
+    if masked:
+        name = "distill/masked-tiny" if small else "distill/masked"
+    else:
+        name = "distill/tiny" if small else "distill/default"
+    name = recipe_name or name
+    teach = distil_masked if masked else distil
     recipe = build_recipe(DistillationRecipe, name, given, overrides or [])
     directory, console = _directory(out, student), _console(as_json)
     with failures(console):
-        outcome, results = distil(recipe, directory, overwrite=overwrite, display=_display(console))
-    _finish(outcome, results, directory, console, as_json, f"next: stemma generate {directory} --prompt ...")
+        outcome, results = teach(recipe, directory, overwrite=overwrite, display=_display(console))
+    following = f"stemma finetune {directory} ..." if masked else f"stemma generate {directory} --prompt ..."
+    _finish(outcome, results, directory, console, as_json, f"next: {following}")
 
 
 @app.command()

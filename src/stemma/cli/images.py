@@ -1,7 +1,8 @@
 """What `stemma pretrain`, `stemma finetune` and `stemma evaluate` do with models that read images."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -86,6 +87,50 @@ def continue_images(
     recipe = load_image_recipe("vit/finetune", [*given, *overrides])
     if recipe is None:
         raise InputError("family: fine-tuning of images is of the family vit")
+    train_images(recipe, directory, ConsoleDisplay(Console(stderr=as_json)), False, overwrite, False, as_json)
+
+
+def image_student(student: str) -> list[str]:
+    """Return the recipe of a student that reads images, and what it is to be overridden with: of a recipe its own, of
+    a checkpoint that of fine-tuning; an empty list: it reads none.
+
+    Raises:
+        InputError: it is no recipe and no checkpoint.
+    """
+    from stemma.training.image_recipe import load_image_recipe
+    from stemma.training.recipe_source import shipped_recipes
+
+    if student in shipped_recipes() or Path(student).is_file():
+        return [student] if load_image_recipe(student) is not None else []
+    return ["vit/finetune", f"start={student}"] if is_image_model(student) else []
+
+
+def distil_images(
+    student: list[str],
+    train: str,
+    dev: str | None,
+    distillation: Mapping[str, Any],
+    overrides: list[str],
+    directory: Path,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Train a student of images as `stemma pretrain` and `stemma finetune` do, on soft targets.
+
+    Args:
+        student: see `image_student`. distillation: keys of that section of the recipe; None: not given.
+    """
+    import json
+
+    from rich.console import Console
+
+    from stemma.training.image_recipe import load_image_recipe
+    from stemma.training.progress import ConsoleDisplay
+
+    soft = {"kind": "soft", **{name: value for name, value in distillation.items() if value is not None}}
+    given = [f"data.source={train}", *([] if dev is None else [f"data.held_out={dev}"])]
+    recipe = load_image_recipe(student[0], [*student[1:], *given, f"distillation={json.dumps(soft)}", *overrides])
+    assert recipe is not None
     train_images(recipe, directory, ConsoleDisplay(Console(stderr=as_json)), False, overwrite, False, as_json)
 
 

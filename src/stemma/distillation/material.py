@@ -1,6 +1,6 @@
 """What a student reads while it is taught: demonstrations, or whole texts in pieces.
 
-An item has `tokens`, int64 [length], and `prompt`, how many of them are not learned.
+An item has `tokens`, int64 [length], and, unless they are masked, `prompt`, how many of them are not learned.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,10 +15,11 @@ from stemma.alignment.reading import CausalReading, Reading
 from stemma.alignment.sft import key_of_dialogue, samples_of
 from stemma.data.corpora import CorpusSource
 from stemma.data.shards import prepare
-from stemma.data.tokenized_corpus import TokenizedSplit
+from stemma.data.tokenized_corpus import TokenizedCorpus, TokenizedSplit
 from stemma.data.tokenizers import Tokenizer
 from stemma.distillation.recipe import TransferRecipe
 from stemma.errors import InputError
+from stemma.families.bert.tokens import frame_and_mask
 from stemma.files import cache_directory
 from stemma.training.objective import Display
 
@@ -60,6 +61,48 @@ class Pieces(Sequence[Item]):
         return (self[index] for index in range(len(self)))
 
 
+class Passages(Sequence[Item]):
+    """The documents of a corpus, each cut into passages of at most `longest` tokens, in the frame that BERT reads.
+
+    Args:
+        first, last: ids of [CLS] and [SEP].
+    """
+
+    def __init__(self, split: TokenizedSplit, longest: int, first: int, last: int) -> None:
+        self.split, self.first, self.last = split, first, last
+        room = longest - 2
+        self._bounds = [
+            (start, min(start + room, stop))
+            for begin, stop in map(split.bounds, range(split.documents))
+            for start in range(begin + 1, stop, room)  # without the separator
+        ]
+        self.lengths = [stop - start + 2 for start, stop in self._bounds]
+
+    def __len__(self) -> int:
+        return len(self._bounds)
+
+    def __getitem__(self, index: Any) -> Any:
+        start, stop = self._bounds[index]
+        return {"tokens": np.array([self.first, *self.split.tokens[start:stop], self.last], np.int64)}
+
+    def __iter__(self) -> Iterator[Item]:
+        return (self[index] for index in range(len(self)))
+
+
+def read_passages(data: TransferRecipe, tokenizer: Tokenizer, longest: int, shown: Display) -> Material:
+    """Read the whole texts that a masked language model learns from.
+
+    Raises:
+        InputError: no such data, nothing in it to learn, prompts and responses, or a tokenizer without [CLS].
+    """
+    if data.text is None:
+        raise InputError("data.text: a BERT learns from whole texts; expected the column they are in (--text)")
+    first, last, _ = frame_and_mask(tokenizer)
+    corpus = _corpus(data, tokenizer, shown)
+    learned, held_out = (Passages(split, longest, first, last) for split in (corpus.train, corpus.held_out))
+    return _material(data, corpus, learned, held_out, longest)
+
+
 def read_material(
     data: TransferRecipe, tokenizer: Tokenizer, reading: Reading, renderer: Renderer, shown: Display
 ) -> Material:
@@ -96,11 +139,21 @@ def _items(dialogues: Sequence[Dialogue], renderer: Renderer, reading: Reading) 
 def _texts(data: TransferRecipe, tokenizer: Tokenizer, reading: Reading, shown: Display) -> Material:
     if not isinstance(reading, CausalReading):
         raise InputError("data.text: whole texts teach GPT, Mistral and Mixtral; expected prompts and responses")
+    corpus = _corpus(data, tokenizer, shown)
+    learned, held_out = (Pieces(split, reading.longest) for split in (corpus.train, corpus.held_out))
+    return _material(data, corpus, learned, held_out, reading.longest)
+
+
+def _corpus(data: TransferRecipe, tokenizer: Tokenizer, shown: Display) -> TokenizedCorpus:
     source = CorpusSource(data.train, data.text or "text", data.documents, data.dev)
     with shown.preparing() as report:
-        corpus = prepare(source, tokenizer, cache_directory(), report)
-    learned, held_out = Pieces(corpus.train, reading.longest), Pieces(corpus.held_out, reading.longest)
+        return prepare(source, tokenizer, cache_directory(), report)
+
+
+def _material(
+    data: TransferRecipe, corpus: TokenizedCorpus, learned: Any, held_out: Sequence[Item], longest: int
+) -> Material:
     if not learned or not held_out:
         raise InputError(f"{data.train}: too little text to learn from and to hold out of (data.dev)")
-    line = f"data       {data.train}: {corpus.summary}; {len(learned):,} pieces of {reading.longest:,} tokens at most"
+    line = f"data       {data.train}: {corpus.summary}; {len(learned):,} pieces of {longest:,} tokens at most"
     return Material(learned, learned.lengths, held_out, corpus.train.fingerprint, line)

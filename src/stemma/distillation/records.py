@@ -43,6 +43,16 @@ def record_of(log_probabilities: Tensor, kept: int | None) -> dict[str, Tensor]:
     return {IDS: ids.int(), LIKELIEST: likeliest.half(), REST: rest.half()}
 
 
+def record_of_likeliest(ids: Tensor, likeliest: Tensor) -> dict[str, Tensor]:
+    """Return the record (see `record_of`) of tokens of which only the likeliest are known.
+
+    Args:
+        ids: int64 [tokens, kept]. likeliest: their log-probabilities, float32 [tokens, kept].
+    """
+    rest = (1 - likeliest.double().exp().sum(1)).clamp_min(1e-7).log()  # rounding may leave nothing
+    return {IDS: ids.int(), LIKELIEST: likeliest.half(), REST: rest.half()}
+
+
 def targets_of_records(batch: Mapping[str, Tensor], temperature: float) -> Targets:
     """Return the teachers' log-probabilities from a batch of records, made at that temperature.
 

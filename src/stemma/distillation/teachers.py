@@ -2,16 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from stemma import families
 from stemma.alignment.reading import IGNORED, Reading, Sample, reading_of
 from stemma.data.tokenizers import Tokenizer, load_tokenizer
+from stemma.distillation.linear_divergence import Targets
 from stemma.errors import InputError
 from stemma.families.directory import resolve
+from stemma.layers.ensembles import Mean, soft_targets
 from stemma.layers.linear import linear
 
 
@@ -46,6 +49,47 @@ class Teacher:
     def logits(self, states: Tensor) -> Tensor:
         """Return the logits at such states, float [tokens, vocabulary], in the student's order."""
         return linear(states, self.weight.to(states.dtype))
+
+
+class Thinking(Protocol):
+    """What teachers of any kind do."""
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Return the logits at last states, float [tokens, vocabulary], in the student's order."""
+        ...
+
+
+def targets_of(
+    teachers: Sequence[Thinking],
+    states: Sequence[Tensor],
+    temperature: float,
+    mean: Mean = "arithmetic",
+    weights: Sequence[float] | None = None,
+) -> Targets:
+    """Return what teachers say together (see `ensembles.soft_targets`), of their last states, [tokens, hidden] each."""
+
+    def targets(place: slice, student: Tensor) -> Tensor:
+        logits = [teacher.logits(own[place]) for teacher, own in zip(teachers, states, strict=True)]
+        return soft_targets(logits, temperature, mean, weights)
+
+    return targets
+
+
+def hidden_distance(student: Tensor, teachers: Sequence[Tensor]) -> Tensor:
+    """Return 1 - cosine of the student's states and each teacher's, float [tokens, hidden], the mean over teachers and
+    the sum over tokens."""
+    apart = [1 - F.cosine_similarity(student.float(), theirs.float(), dim=-1) for theirs in teachers]
+    return torch.stack(apart).mean(0).sum()
+
+
+def require_one_width(student: Any, teachers: Sequence[Any], names: Sequence[str]) -> None:
+    """Raise InputError where the hidden states of models are not as wide as the student's."""
+    for model, name in zip(teachers, names, strict=True):
+        if model.config.hidden != student.config.hidden:
+            raise InputError(
+                f"objective.terms.hidden: the student's states are {student.config.hidden} wide, those of {name} "
+                f"{model.config.hidden}, so that they have no cosine; expected one width, or objective.terms.hidden=0"
+            )
 
 
 def load_teachers(names: Sequence[str], tokenizer: Tokenizer, reading: Reading, device: Any = None) -> list[Teacher]:

@@ -18,8 +18,8 @@ from stemma.data.tokenizers import Tokenizer
 from stemma.distillation.linear_divergence import SoftLoss, Targets, linear_divergence
 from stemma.distillation.recipe import OnPolicyRecipe
 from stemma.distillation.records import targets_of_records
-from stemma.distillation.teachers import Teacher
-from stemma.layers.ensembles import Mean, soft_targets
+from stemma.distillation.teachers import Teacher, hidden_distance, targets_of
+from stemma.layers.ensembles import Mean
 
 _TEACHER = "teacher "
 
@@ -31,6 +31,7 @@ class Taught:
     Args:
         reading, tokenizer: of the student. teachers: none, where the examples have records (see records.py).
         mean, weights: of several teachers. on_policy: None: only the data's responses.
+        scale: of `soft_loss`. hidden: what the distance of the hidden states weighs beside it (see recipe.TermsRecipe).
     """
 
     reading: Reading
@@ -40,6 +41,8 @@ class Taught:
     mean: Mean = "arithmetic"
     weights: Sequence[float] | None = None
     on_policy: OnPolicyRecipe | None = None
+    scale: float = 1.0
+    hidden: float = 0.0
 
     def example(self, tokens: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """Return what student and teachers read of an item (see material.py)."""
@@ -83,38 +86,36 @@ class Taught:
             counts = self.counts(batch)
         kept = batch["targets"] != IGNORED
         states = self.reading.states(model, {**batch, "places": batch["places"][kept]})
+        theirs = self._states(batch)
+        count = counts["targets"]
         loss, soft, hard = linear_divergence(
             states,
             model.output_weight[: self.tokenizer.vocabulary],
-            self._targets(batch),
+            self._targets(batch, theirs),
             batch["targets"][kept],
             self.soft_loss,
-            divisor=max(counts["targets"], 1),
+            divisor=max(count, 1),
         )
-        count = counts["targets"]
-        return loss * share, {
-            "nll": loss.detach() * count,
-            "soft": soft * count,
-            "hard": hard * count,
-            **counts,
-        }
+        loss, sums = self.scale * loss, {"soft": soft * count, "hard": hard * count}
+        if self.hidden:
+            sums["hidden"] = hidden_distance(states, theirs)
+            loss = loss + self.hidden * sums["hidden"] / max(count, 1)
+            sums["hidden"] = sums["hidden"].detach()
+        return loss * share, {"nll": loss.detach() * count, **sums, **counts}
 
-    def _targets(self, batch: Batch) -> Targets:
+    def _states(self, batch: Batch) -> list[Tensor]:
+        return [teacher.states(self._read_by(number, batch)) for number, teacher in enumerate(self.teachers)]
+
+    def _targets(self, batch: Batch, states: Sequence[Tensor]) -> Targets:
         if not self.teachers:
             return targets_of_records(batch, self.soft_loss.temperature)
-        states = [teacher.states(self._read_by(number, batch)) for number, teacher in enumerate(self.teachers)]
-
-        def targets(place: slice, student: Tensor) -> Tensor:
-            logits = [teacher.logits(own[place]) for teacher, own in zip(self.teachers, states, strict=True)]
-            return soft_targets(logits, self.soft_loss.temperature, self.mean, self.weights)
-
-        return targets
+        return targets_of(self.teachers, states, self.soft_loss.temperature, self.mean, self.weights)
 
     def log_probabilities(self, batch: Batch) -> list[Tensor]:
         """Return what the teachers think at each learned token of a collated batch, float32 [tokens, vocabulary] in
         pieces."""
         count = self.counts(batch)["targets"]
-        targets = self._targets(batch)
+        targets = self._targets(batch, self._states(batch))
         return [targets(slice(start, min(start + 256, count)), torch.empty(0)) for start in range(0, count, 256)]
 
     def _shares(self, teacher: Teacher) -> bool:

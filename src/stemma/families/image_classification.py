@@ -16,7 +16,8 @@ from stemma.data.image_augmentation import Augmentation, Mixing
 from stemma.data.image_preprocessing import Preprocessing
 from stemma.data.images import ImageSet
 from stemma.families.weights import build_empty
-from stemma.layers.soft_targets import soft_target_loss, soften, with_hard_targets
+from stemma.layers.ensembles import Mean, soft_targets
+from stemma.layers.soft_targets import soft_target_loss, with_hard_targets
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,15 @@ class Distillation:
             [batch, classes], without a gradient.
         kind: "hard": the class that the teacher finds likeliest; "soft": its probabilities, see `soft_target_loss`.
         alpha: share of the loss. temperature: of "soft".
+        others: further teachers; what they say together, by their `mean` (see `ensembles.soft_targets`), counts.
     """
 
     teacher: Callable[[Tensor], Tensor]
     kind: Literal["hard", "soft"] = "hard"
     alpha: float = 0.5
     temperature: float = 3.0
+    others: Sequence[Callable[[Tensor], Tensor]] = ()
+    mean: Mean = "arithmetic"
 
     def loss(self, logits: Tensor, images: Tensor) -> Tensor:
         """Return the loss of each image, float [batch].
@@ -41,10 +45,10 @@ class Distillation:
         The mean is taken over images: DeiT's code divides the soft loss by the number of classes too, and is so much
         weaker.
         """
-        taught = self.teacher(images)
+        taught = [teacher(images) for teacher in (self.teacher, *self.others)]
         if self.kind == "hard":
-            return F.cross_entropy(logits, taught.argmax(-1), reduction="none")
-        return soft_target_loss(logits, soften(taught, self.temperature), self.temperature)
+            return F.cross_entropy(logits, soft_targets(taught, mean=self.mean).argmax(-1), reduction="none")
+        return soft_target_loss(logits, soft_targets(taught, self.temperature, self.mean), self.temperature)
 
 
 @dataclass(frozen=True)

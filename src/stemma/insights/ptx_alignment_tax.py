@@ -1,7 +1,7 @@
 """What does alignment cost, and do gradients of pretraining pay it back? (Ouyang et al. 2022, sections 3.5 and 4.2)"""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,20 @@ KEPT, AS_GOOD = 0.02, 0.95  # of the loss, and of the reward
 
 def prepare(settings: Mapping[str, Any], shared: Path) -> None:
     """Divide the text, and make the policy and the reward model that the jobs begin with."""
-    rest = write_text(settings, shared)[: settings["documents"]]
+    write_held_out(write_text(settings, shared), settings, shared)
+    docstring_policies.prepare(settings, shared, str(shared / TEXT))
+
+
+def write_held_out(rest: Sequence[str], settings: Mapping[str, Any], shared: Path) -> None:
+    """Write `settings["documents"]` of the documents that are left over.
+
+    Raises:
+        InputError: none is left.
+    """
     if not rest:
         raise InputError(f"{settings['text']}: no document is left beyond {settings['bytes']:,} bytes to measure on")
-    lines = [json.dumps({"text": text}) for text in rest]
+    lines = [json.dumps({"text": text}) for text in rest[: settings["documents"]]]
     (shared / HELD_OUT).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    docstring_policies.prepare(settings, shared, str(shared / TEXT))
 
 
 def work(job: Job, report: Report) -> dict[str, Any]:

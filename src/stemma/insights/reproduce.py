@@ -37,6 +37,7 @@ from stemma.insights import (
     ptx_alignment_tax,
     rolling_cache,
     sliding_window,
+    small_student,
     soft_targets,
     specialists,
 )
@@ -77,6 +78,7 @@ CLAIMS: dict[str, Claim] = {
         few_labels,
         ensemble_in_one,
         specialists,
+        small_student,
     )
 }
 VERDICT, REPORT = "verdict.json", "report.html"

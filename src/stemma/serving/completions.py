@@ -3,7 +3,7 @@
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -91,7 +91,8 @@ class _Answer:
     def _logprobs(self, scored: Sequence[Scored], begin: int) -> dict[str, Any] | None:
         if self.body.logprobs is None:
             return None
-        name, tokens = self.served.texts.text, [one.token for one in scored]
+        tokens, by_id = [one.token for one in scored], self.body.return_tokens_as_token_ids
+        name: Callable[[int], str] = "token_id:{}".format if by_id else self.served.texts.text
         likeliest: list[dict[str, float | None] | None] = []
         for one in scored:
             found: dict[str, float | None] = {}

@@ -133,14 +133,16 @@ class Generating(OpenAIBody):
 
 
 class CompletionBody(Generating):
-    """`POST /v1/completions`."""
+    """`POST /v1/completions`; `return_tokens_as_token_ids` is not OpenAI's: log-probabilities name a token 7 by
+    "token_id:7", as vLLM does, so that no two tokens share a name."""
 
     prompt: Prompt
     max_tokens: int = Field(16, ge=0, lt=2**31, strict=True)
     best_of: int | None = Field(None, ge=1, le=128, strict=True)
-    logprobs: int | None = Field(None, ge=0, le=5, strict=True)
+    logprobs: int | None = Field(None, ge=0, le=20, strict=True)
     echo: bool = Field(False, strict=True)
     suffix: Text | None = None
+    return_tokens_as_token_ids: bool = Field(False, strict=True)
 
 
 class TextPart(BaseModel):

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from stemma import families
 from stemma.data.image_augmentation import Augmentation, Mixing
+from stemma.layers.ensembles import Mean
 from stemma.training.architecture import check_fields, expand_model
 from stemma.training.recipe import RunRecipe, Section, TrainingRecipe
 from stemma.training.recipe_source import RecipeSource, find_recipe
@@ -93,16 +94,23 @@ class AugmentationRecipe(Section):
 
 
 class DistillationRecipe(Section):
-    """A teacher (see `stemma.families.image_classification.Distillation`).
+    """A teacher or several (see `stemma.families.image_classification.Distillation`).
 
     Args:
-        teacher: a checkpoint directory or hub id that `stemma.load` takes, or "timm:NAME".
+        teacher: a checkpoint directory or hub id that `stemma.load` takes, or "timm:NAME"; or a list of such. mean: of
+            several.
     """
 
-    teacher: str
+    teacher: str | Annotated[tuple[str, ...], Field(min_length=1)]
     kind: Literal["hard", "soft"] = "hard"
     alpha: float = Field(default=0.5, ge=0, le=1)
     temperature: float = Field(default=3.0, gt=0)
+    mean: Mean = "arithmetic"
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Their names."""
+        return (self.teacher,) if isinstance(self.teacher, str) else self.teacher
 
 
 class ImageTrainingRecipe(TrainingRecipe):

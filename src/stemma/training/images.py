@@ -58,7 +58,10 @@ class PreparedImages:
         """The same in a few lines."""
         numbers, recipe = self.summary, self.recipe
         teacher = recipe.distillation
-        taught = "" if teacher is None else f", taught by {teacher.teacher} ({teacher.kind}, alpha {teacher.alpha:g})"
+        taught = ""
+        if teacher is not None:
+            names = ", ".join(teacher.teachers)
+            taught = f", taught by {names} ({teacher.kind}, alpha {teacher.alpha:g})"
         start = "" if recipe.start is None else f" from {recipe.start}"
         return [
             f"images     {recipe.data.source}: {numbers['images']:,} of {numbers['classes']} classes, "
@@ -112,21 +115,14 @@ def prepare_images(recipe: ImageRecipe) -> PreparedImages:
     train, test = split_images(recipe)
     torch.manual_seed(derived_seed(recipe.seed))
     model, preprocessing = _model(recipe, train.class_names)
-    augmentation, teacher = recipe.augmentation, recipe.distillation
+    augmentation = recipe.augmentation
     objective = ImageClassification(
         preprocessing,
         len(train.class_names),
         None if augmentation is None else augmentation.single,
         None if augmentation is None else augmentation.pairs,
         0.0 if augmentation is None else augmentation.label_smoothing,
-        None
-        if teacher is None
-        else Distillation(
-            load_teacher(teacher.teacher, train.class_names, preprocessing),
-            teacher.kind,
-            teacher.alpha,
-            teacher.temperature,
-        ),
+        _distillation(recipe, train.class_names, preprocessing),
     )
     sequences = RepeatedImages(train, recipe.seed, 1 if augmentation is None else augmentation.repeats)
     training = recipe.training
@@ -142,6 +138,14 @@ def prepare_images(recipe: ImageRecipe) -> PreparedImages:
         fingerprints={"data": sequences.fingerprint},
     )
     return PreparedImages(recipe, train, test, preprocessing, task)
+
+
+def _distillation(recipe: ImageRecipe, class_names: tuple[str, ...], seen: Preprocessing) -> Distillation | None:
+    wanted = recipe.distillation
+    if wanted is None:
+        return None
+    teacher, *others = (load_teacher(name, class_names, seen) for name in wanted.teachers)
+    return Distillation(teacher, wanted.kind, wanted.alpha, wanted.temperature, others, wanted.mean)
 
 
 def split_images(recipe: ImageRecipe) -> tuple[ImageSet, ImageSet]:
