@@ -165,3 +165,17 @@ def test_a_real_command_that_is_really_killed(recipe, tmp_path):
     assert start("killed").wait() == 0
     whole, killed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "an empty corpus; expected at least one document that is not white space"),
+        ("tree", "nothing would be held out"),
+        ("tree " * 8, "the corpus is smaller than one sequence: "),
+    ],
+)
+def test_a_corpus_that_is_too_small_is_named(recipe, run, tmp_path, text, words):
+    (tmp_path / "small.txt").write_text(text)
+    code, _, error = run(recipe, f"data.source={tmp_path / 'small.txt'}", "--out", tmp_path / "run")
+    assert code == 2 and error.startswith(f"error: {tmp_path / 'small.txt'}: {words}") and error.count("\n") == 1

@@ -157,3 +157,13 @@ def test_of_a_large_corpus_a_tokenizer_sees_parts_from_all_over() -> None:
     counts = [sum(start <= int(text) < 2 * start for text in kept) for start in (1250, 2500, 5000, 10_000)]
     assert all(count == pytest.approx(200 * math.log(2), abs=1.5) for count in counts)
     assert list(thinned(texts)) == texts
+
+
+@pytest.mark.parametrize("content", ["", " \n\n\t \n"])
+def test_a_tokenizer_has_nothing_to_learn_from_an_empty_corpus(tmp_path, content):
+    (tmp_path / "empty.txt").write_text(content)
+    with pytest.raises(InputError, match=r"empty\.txt: an empty corpus; expected at least one document"):
+        list(training_texts(CorpusSource(str(tmp_path / "empty.txt"))))
+    (tmp_path / "tiny.txt").write_text("tiny")
+    with pytest.raises(InputError, match=r"tiny\.txt: nothing would be held out: a fraction of 0\.05 is less than one"):
+        list(training_texts(CorpusSource(str(tmp_path / "tiny.txt"))))

@@ -15,7 +15,7 @@ from typing import Protocol
 from stemma.data.byte_streams import CHUNK, Count
 from stemma.data.content_hashes import content_hashes, digest, stamps
 from stemma.data.documents import SPLITTERS, Piece
-from stemma.data.hub_datasets import PREFIX, open_hub_corpus
+from stemma.data.hub_datasets import PREFIX, open_hub_corpus, split_in_folder
 from stemma.data.python_corpus import python_files, read_python
 from stemma.data.readers import FORMATS, format_of, read
 from stemma.data.splits import divide, plan_split
@@ -30,7 +30,8 @@ class CorpusSource:
     """A description of a corpus. Raises InputError where an option is none of those that there are."""
 
     what: str = "python"
-    """A file, folder or glob; "-" (standard input); `hf:owner/name[:config][:split]`; or "python"."""
+    """A file, folder or glob; "-" (standard input); `hf:owner/name[:config][:split]`, also of a
+    local folder in place of a name; or "python"."""
     field: str = "text"
     """The field of JSONL, CSV, Parquet and hub rows that holds the text; each row is a document."""
     documents: str = "file"
@@ -98,12 +99,15 @@ def open_corpus(source: CorpusSource, cache: Path | None = None) -> Corpus:
 
     Raises InputError if there is no such file (naming the closest in the folder), extra or data set.
     """
-    if source.what.startswith(PREFIX):
+    in_folder = split_in_folder(source.what) if source.what.startswith(PREFIX) else None
+    if source.what.startswith(PREFIX) and in_folder is None:
         return open_hub_corpus(source.what, source.field)
     if source.what == "python":
         return FileCorpus(python_files(), ["python"], read_python)
     if source.what == "-":
         paths = [_spool_standard_input((cache or cache_directory()) / "standard-input")]
+    elif in_folder is not None:
+        paths = _files_in(in_folder) if isinstance(in_folder, Path) else in_folder
     else:
         paths = find_files(source.what)
     formats = [source.format or format_of(path) or "text" for path in paths]
@@ -118,14 +122,23 @@ def open_corpus(source: CorpusSource, cache: Path | None = None) -> Corpus:
 def training_texts(source: CorpusSource, cache: Path | None = None) -> Iterator[str]:
     """Yield the text to train on, in pieces of at most 64 Ki characters, without what is held out.
 
-    For training a tokenizer. The division is the one that `prepare` makes.
+    For training a tokenizer. The division is the one that `prepare` makes. Raises InputError at the end if there is
+    none, besides what reading raises.
     """
     corpus = open_corpus(source, cache)
     fraction = 0.0 if isinstance(source.held_out, str) else source.held_out
-    split = plan_split(corpus.pieces(_ignore), fraction)
+    split, empty = plan_split(corpus.pieces(_ignore), fraction, source.what), True
     for held_out, piece in divide(corpus.pieces(_ignore), split):
         if not held_out:
+            empty = False
             yield piece.text
+    if empty:
+        raise empty_corpus(source.what)
+
+
+def empty_corpus(what: str) -> InputError:
+    """Return the error for a corpus without text."""
+    return InputError(f"{what}: an empty corpus; expected at least one document that is not white space")
 
 
 def thinned(texts: Iterable[str], enough: int = 2**27) -> Iterator[str]:

@@ -9,7 +9,7 @@ from stemma.data.byte_streams import Count
 from stemma.data.content_hashes import digest
 from stemma.data.documents import Piece
 from stemma.data.readers import missing_field, row_pieces
-from stemma.errors import InputError
+from stemma.errors import InputError, closest
 
 PREFIX = "hf:"
 SPLIT_NAMES = {"train", "validation", "valid", "dev", "test"}
@@ -55,6 +55,41 @@ def open_hub_corpus(what: str, field: str) -> HubCorpus:
     """Open `hf:owner/name[:config][:split]` (see `taken_apart`)."""
     name, config, split = taken_apart(what)
     return HubCorpus(name, config, split or "train", _revision(name), field)
+
+
+def split_in_folder(what: str) -> Path | list[Path] | None:
+    """Return the folder of one split of `hf:FOLDER[:config][:split]` that `save_to_disk` wrote, or of another folder
+    the split's files as `datasets` chooses them; None if it is no folder, but of the hub.
+
+    Raises:
+        InputError: a folder that is no data set, or has no such split.
+    """
+    name, config, split = taken_apart(what)
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return None
+    wanted = split or config or "train"
+    if (folder / "state.json").is_file():
+        if split or config:
+            raise InputError(f"{what}: no split '{wanted}'; the data set is not divided")
+        return folder
+    if (folder / "dataset_dict.json").is_file():
+        _require_split(what, wanted, [path.name for path in sorted(folder.iterdir()) if path.is_dir()])
+        return folder / wanted
+    try:
+        found = import_datasets().load_dataset_builder(str(folder), config).config.data_files
+        files = {str(name): list(map(Path, paths)) for name, paths in found.items()}
+    except InputError:
+        raise
+    except Exception as error:  # whatever the library raises
+        raise InputError(f"{what}: cannot be read as a data set ({first_line(error)})") from None
+    _require_split(what, split or "train", list(files))
+    return files[split or "train"]
+
+
+def _require_split(what: str, split: str, there: list[str]) -> None:
+    if split not in there:
+        raise InputError(f"{what}: no split '{split}'{closest(split, there)}; there are: {', '.join(there)}")
 
 
 def taken_apart(what: str) -> tuple[str, str | None, str | None]:

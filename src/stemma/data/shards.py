@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from stemma.data.content_hashes import digest
-from stemma.data.corpora import Corpus, CorpusSource, open_corpus
+from stemma.data.corpora import Corpus, CorpusSource, empty_corpus, open_corpus
 from stemma.data.documents import Piece
 from stemma.data.splits import divide, plan_split
 from stemma.data.tokenized_corpus import SPLITS, Counts, TokenizedCorpus, TokenizedSplit, load_corpus, read_counts
@@ -103,7 +103,7 @@ def _divided(source: CorpusSource, corpora: list[Corpus], report: Progress) -> t
     """The stream of (whether it is held out, piece), and how it was divided in words."""
     corpus, *separate = corpora
     fraction = 0.0 if isinstance(source.held_out, str) else source.held_out
-    split = plan_split(corpus.pieces(_Meter(report, "reading", corpus.size)), fraction)
+    split = plan_split(corpus.pieces(_Meter(report, "reading", corpus.size)), fraction, source.what)
     meter = _Meter(report, "tokenising", sum(part.size for part in corpora))
     stream = divide(corpus.pieces(meter), split)
     for held_out in separate:
@@ -219,7 +219,7 @@ def _batches(block: Iterable[Sized]) -> Iterator[list[Sized]]:
 def _check(source: CorpusSource, corpora: list[Corpus], totals: dict[str, Counts], directory: Path) -> None:
     """Raise InputError if there is nothing on one side, or the corpus changed while it was read."""
     if not totals["train"].documents:
-        raise InputError(f"{source.what}: an empty corpus; expected at least one document that is not white space")
+        raise empty_corpus(source.what)
     if not totals["held_out"].documents and source.held_out != 0:
         raise InputError(f"{source.held_out}: nothing held out; expected at least one document that is not white space")
     try:

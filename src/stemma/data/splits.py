@@ -29,11 +29,13 @@ class Split:
         return f"the last {100 * self.fraction:g} % of every document: there are too few to hold out whole ones"
 
 
-def plan_split(pieces: Iterable[Piece], fraction: float) -> Split:
+def plan_split(pieces: Iterable[Piece], fraction: float, name: str = "the corpus") -> Split:
     """Look into a corpus to decide how to divide it.
 
     Documents go by the hash of their content if there are at least 20 and both sides get some; reading stops as soon
     as that is known. Otherwise the tail of every document is held out, which takes the length of all of them.
+
+    Raises InputError, which gives the corpus's `name`, if nothing would be held out.
     """
     if fraction == 0:
         return Split(0.0)
@@ -48,7 +50,7 @@ def plan_split(pieces: Iterable[Piece], fraction: float) -> Split:
         lengths[-1] += len(piece.text)
     if lengths and not any(_tail(length, fraction) for length in lengths):
         raise InputError(
-            f"nothing would be held out: a fraction of {fraction:g} is less than one character in each of the "
+            f"{name}: nothing would be held out: a fraction of {fraction:g} is less than one character in each of the "
             f"{len(lengths):,} documents; expected a larger fraction"
         )
     return Split(fraction, lengths)

@@ -126,10 +126,13 @@ def prepare_run(
     training = recipe.training
     if training.ramp is not None and hasattr(objective, "carried"):
         raise InputError("training.ramp: the rows carry a state from update to update, so there are always as many")
-    if hasattr(objective, "sequences"):
-        sequences = objective.sequences(corpus.train, length, recipe.seed, training.batch)
-    else:
-        sequences = PackedSequences(corpus.train, length, recipe.seed)
+    try:
+        if hasattr(objective, "sequences"):
+            sequences = objective.sequences(corpus.train, length, recipe.seed, training.batch)
+        else:
+            sequences = PackedSequences(corpus.train, length, recipe.seed)
+    except InputError as error:  # it is smaller than one
+        raise InputError(f"{recipe.data.source}: {error}") from None
     steps = training.steps or _plan(recipe).steps_for((training.epochs or 0) * len(sequences))
     task = Task(
         model,
