@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from stemma import cli
 from stemma.cli import VERBS
 
 
@@ -85,3 +86,14 @@ def test_a_reader_that_leaves_early_gets_no_traceback():
     process.stdout.close()
     assert b"Traceback" not in process.stderr.read()
     process.wait(timeout=60)
+
+
+def test_a_full_disk_is_one_line_and_exit_code_1(monkeypatch, capsys):
+    def full():
+        raise OSError(28, "No space left on device", "vectors.npy")
+
+    monkeypatch.setattr(cli, "build", lambda: full)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 1
+    assert capsys.readouterr().err == "error: [Errno 28] No space left on device: 'vectors.npy'\n"

@@ -3,6 +3,7 @@
 import json
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -168,3 +169,12 @@ def test_another_run_in_the_directory_is_refused_and_overwritten(tmp_path: Path)
     outcome, nothing = finetune(other, tmp_path / "run", overwrite=True, display=Interrupted(1))
     assert nothing is None and outcome.progress.step == 1
     assert not (tmp_path / "run" / "results.json").exists()  # those of the other run
+
+
+def test_a_disk_without_room_is_told_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(InputError, match=r"run: 0\.00 GB free, but the checkpoints need"):
+        finetune(recipe(tmp_path, steps=2), tmp_path / "run")
+    assert not (tmp_path / "run" / "training_state").exists()
+    monkeypatch.undo()
+    finetune(recipe(tmp_path, steps=2), tmp_path / "run")

@@ -68,3 +68,10 @@ def test_weights_and_biases_gets_the_same_numbers(tmp_path, monkeypatch):
     with MetricsLog(tmp_path / "metrics.jsonl", wandb="mine", run="a/b") as log:
         log.write(1, {"loss": 2.0})
     assert calls == [("mine", "a-b", "allow"), (1, {"loss": 2.0}), "finished"]
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path):
+    with pytest.raises(OSError, match=r"^/dev/full: No space left on device$"), MetricsLog(tmp_path / "log") as log:
+        log._file.close()
+        log._file = open("/dev/full", "w")  # noqa: SIM115 (closed by the log)
+        log.write(1, {"loss": 1.0})

@@ -80,7 +80,8 @@ def _root(version: bool = typer.Option(False, "--version", callback=_version, is
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one line on standard error and exit code 2."""
+    """Run the command line; a user's mistake is one line on standard error and exit code 2, what the system refuses
+    one line and 1."""
     try:
         build()()
     except InputError as error:
@@ -88,6 +89,9 @@ def main() -> None:
         sys.exit(2)
     except BrokenPipeError:  # the reader of our output (head, less) has gone: no traceback, and none at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:  # a disk that is full, a folder that may not be written
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -34,7 +34,9 @@ from stemma.training.objective import Display, Measured, Measurement
 from stemma.training.progress import Silent
 from stemma.training.recipe import evaluated_each_epoch
 from stemma.training.run_directory import claim, locked
+from stemma.training.running import bytes_in, needed_bytes
 from stemma.training.saving import BEST, holding
+from stemma.training.state import require_space
 from stemma.training.trainer import Outcome, Task, Trainer
 
 RESULTS = "results.json"
@@ -130,6 +132,7 @@ def finetune(
             display=shown,
             saved=saved,
         )
+        require_space(out, needed_bytes(model, recipe) - bytes_in(out))
         if saved is not None:
             shown.say(f"resuming   from step {saved.step:,}")
         outcome = trainer.run()

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -40,8 +41,11 @@ class MetricsLog:
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Write one line: {"step": step, ...}."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(f"{self._file.name}: {error.strerror or error}") from error
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
         if self._tensorboard is not None:
             for name, value in numbers.items():
@@ -55,7 +59,8 @@ class MetricsLog:
 
     def close(self) -> None:
         """Close the file and the writers."""
-        self._file.close()
+        with suppress(OSError):  # what could not be written has been told
+            self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
         if self._wandb is not None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from stemma.training.distributed import Workers, start_workers
 from stemma.training.hardware import prepare_processor
+from stemma.training.lora import lora_layers
 from stemma.training.objective import Display
 from stemma.training.progress import Silent
 from stemma.training.recipe import DECISIVE, RunRecipe, load_recipe
@@ -72,8 +73,9 @@ def run(
 def needed_bytes(model: nn.Module, recipe: RunRecipe) -> int:
     """Estimate what the checkpoints of a run take on disk, the one being written included."""
     weights = sum(parameter.numel() * 4 for parameter in model.parameters())
-    state = weights * (3 if recipe.training.ema is None else 4)
-    published = 3 * weights  # the last, the best, and one being written
+    trained = sum(parameter.numel() * 4 for parameter in model.parameters() if parameter.requires_grad)
+    state = weights + trained * (2 if recipe.training.ema is None else 3)
+    published = 3 * (trained if lora_layers(model) else weights)  # the last, the best, and one being written
     return state * (recipe.output.keep + 1) + published
 
 

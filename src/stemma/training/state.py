@@ -47,15 +47,15 @@ def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], record: M
         OSError: the disk is full, or the folder cannot be written; nothing that was there before has changed.
     """
     path = folder / f"step-{step:08d}"
-    with write_whole(path) as temporary:
-        temporary.mkdir()
-        try:
+    try:
+        with write_whole(path) as temporary:
+            temporary.mkdir()
             save_file(dict(tensors), temporary / TENSORS)
-        except SafetensorError as error:
-            raise OSError(f"{path}: {error}") from error
-        size = (temporary / TENSORS).stat().st_size
-        content = {"version": VERSION, "step": step, "bytes": size, **record}
-        (temporary / RECORD).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            size = (temporary / TENSORS).stat().st_size
+            content = {"version": VERSION, "step": step, "bytes": size, **record}
+            (temporary / RECORD).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    except (SafetensorError, OSError) as error:  # of which not all say where
+        raise OSError(f"{path}: {error}") from error
     return path
 
 
