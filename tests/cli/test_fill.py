@@ -42,10 +42,11 @@ def test_prints_the_fillings(run, directory):
 
 
 def test_reads_standard_input_and_prints_json(run):
-    code, out, _ = run("--file", "-", "--json", "--top-k", "3", stdin=b"the [MASK] dog\n\nlazy [MASK]\n")
+    lines = b"\xef\xbb\xbfthe [MASK] dog\r\n\nlazy\x0c [MASK]\n"
+    code, out, _ = run("--file", "-", "--json", "--top-k", "3", stdin=lines)
     results = [json.loads(line) for line in out.splitlines()]
     assert code == 0
-    assert [result["text"] for result in results] == ["the [MASK] dog", "lazy [MASK]"]
+    assert [result["text"] for result in results] == ["the [MASK] dog", "lazy\f [MASK]"]
     assert all(len(result["fillings"]) == 3 for result in results)
 
 
@@ -56,7 +57,7 @@ def test_reads_standard_input_and_prints_json(run):
         (("no blank",), b"", "no blank in 'no blank'"),
         (("--file", "-"), b"\n", "no text in it"),
         (("--file", "-"), b"ab\xff", "not UTF-8 at byte 2"),
-        (("--file", "absent.txt"), b"", "absent.txt: No such file"),
+        (("--file", "absent.txt"), b"", "absent.txt: cannot be read (No such file or directory)"),
     ],
 )
 def test_bad_input_is_one_line(run, arguments, stdin, message):

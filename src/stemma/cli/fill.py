@@ -27,10 +27,11 @@ def fill(
     """
     import json
     import math
-    import sys
     from dataclasses import asdict
 
     from stemma.cli.devices import device_named
+    from stemma.data.byte_streams import standard_input, text_chunks
+    from stemma.data.documents import lines
     from stemma.data.tokenizers import load_tokenizer
     from stemma.errors import InputError
     from stemma.families import load
@@ -41,13 +42,8 @@ def fill(
         raise InputError("give either texts or --file, e.g. stemma fill runs/bert 'The [MASK] sat down.'")
     wanted = texts or []
     if file is not None:
-        try:
-            content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-            wanted = [line for line in content.decode().splitlines() if line.strip()]
-        except OSError as error:
-            raise InputError(f"{file}: {error.strerror or error}") from error
-        except UnicodeDecodeError as error:
-            raise InputError(f"{file}: not UTF-8 at byte {error.start}") from error
+        chunks = standard_input() if str(file) == "-" else text_chunks(file, lambda read: None)
+        wanted = [line.removesuffix("\r") for line in lines(chunks) if line.strip()]
         if not wanted:
             raise InputError(f"{file}: no text in it, expected one a line")
     prepare_processor()
