@@ -141,3 +141,8 @@ def test_all_of_several_effects_must_lie_above(
     intervals = [Interval((low + high) / 2, low, high) for low, high in effects]
     found, effect = by_all(intervals, 0.5)
     assert found == outcome and (effect.low, effect.high) == decisive
+
+
+def test_standard_input_is_refused() -> None:
+    with pytest.raises(InputError, match="--text -: every training reads the text by itself"):
+        trial_of(CLAIMS["glm-shuffling"], seeds=2, given={"text": "-"})

@@ -283,3 +283,18 @@ def test_bars_beyond_the_colours_are_hatched() -> None:
     last = re.search(rf'<g id="part.1.bar-{len(COLOURS)}-0">(.*?)</g>', page, re.DOTALL)[1]
     pattern = re.search(r"url\(#(.*?)\)", re.search(r"fill: .*", last)[0])[1]
     assert f'<pattern id="{pattern}"' in page and page.count("<pattern ") == 1
+
+
+def test_bars_that_are_not_there_are_said_in_their_colour() -> None:
+    page = render_one(Bars(["task"], ["GPT", "BERT", "T5"], [[1.0, None, 2.0]]))
+    assert "bar-1-" not in page and "BERT: none" in Page(page).words("text")
+    legend = re.search(r'<g id="part.1.legend_1">(.*)', page, re.DOTALL)[1].lower()
+    places = [legend.index(colour.lower()) for colour in COLOURS[:3]]
+    assert places == sorted(places)
+
+
+def test_the_lines_of_a_legend_are_of_the_same_length() -> None:
+    labels = ["GPT", "BERT", "T5", "T5 twice", "GLM", "UniLM"]
+    page = render_one(Bars(["task"], labels, [[1.0] * 6]))
+    lines = [re.search(rf'y="([\d.]+)"[^>]*>{name}</text>', page)[1] for name in labels]
+    assert len(set(lines[::2])) == len(set(lines[1::2])) == 1 and lines[0] != lines[1]

@@ -84,8 +84,15 @@ def test_no_more_workers_than_jobs(jobs: Any, monkeypatch: pytest.MonkeyPatch) -
         ),
         pytest.param("cannot be pickled", RuntimeError, "ValueError.*no good", marks=pytest.mark.slow),
         pytest.param("result cannot be pickled", Exception, "pickle", marks=pytest.mark.slow),
-        pytest.param("killed", RuntimeError, "a worker died with exit code -9", marks=pytest.mark.slow),
-        pytest.param("told to end", RuntimeError, "the workers ended with 0 of 1 jobs done", marks=pytest.mark.slow),
+        pytest.param(
+            "killed",
+            ChildProcessError,
+            r"a worker died with exit code -9 \(killed: too little memory",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "told to end", ChildProcessError, "the workers ended with 0 of 1 jobs done", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_failure_comes_up_and_ends_the_others(jobs: Any, kind: str, error: type[Exception], message: str) -> None:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stemma.cli.failures import failures
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -50,7 +52,7 @@ def compare(
 
     from rich.console import Console
 
-    from stemma.errors import InputError
+    from stemma.errors import InputError, closest
     from stemma.insights.arms import ARMS
     from stemma.insights.compare import compare as run
     from stemma.insights.comparison_report import board_of, table_of, write_comparison
@@ -58,10 +60,13 @@ def compare(
     from stemma.insights.report import rich_table
     from stemma.insights.workers import Interrupted
 
-    arms = tuple(name.strip() for name in frameworks.split(","))
+    if text == "-":
+        raise InputError("--text -: every training reads the text by itself; expected a file, which they all can")
+    arms = tuple(dict.fromkeys(name.strip() for name in frameworks.split(",")))
     for name in arms:
         if name not in ARMS:
-            raise InputError(f"--frameworks: no framework '{name}', expected some of {', '.join(ARMS)}")
+            hint = closest(name, ARMS)
+            raise InputError(f"--frameworks: no framework '{name}'{hint}, expected some of {', '.join(ARMS)}")
     scale = scale_for(budget, len(arms), seeds)
     scale = scale if steps is None else replace(scale, steps=steps)
     table = "python" if labels is None and text == "python" else labels
@@ -69,7 +74,7 @@ def compare(
         text, field, documents, table, label_text, label_column, arms, tuple(range(1, seeds + 1)), scale, budget
     )
     console = Console(stderr=as_json)
-    with observed(board_of(plan), console) as observer:
+    with failures(console), observed(board_of(plan), console) as observer:
         try:
             results = run(plan, out, workers=workers or os.cpu_count() or 1, observer=observer)
         except Interrupted:

@@ -1,6 +1,7 @@
 """Charts as SVG that stands inside a page, follows its text colour, and is the same bytes every time."""
 
 import io
+import math
 import re
 import textwrap
 import warnings
@@ -67,7 +68,9 @@ def draw(chart: Curves | Bars, places: Mapping[str, int], prefix: str) -> str:
             _draw_bars(axes, chart, places)
         handles, labels = axes.get_legend_handles_labels()
         if len(labels) > 1:
-            columns = max(1, min(len(labels), 64 // (max(map(len, labels)) + 6)))
+            most = max(1, min(len(labels), 64 // (max(map(len, labels)) + 6)))
+            lines = math.ceil(len(labels) / most)
+            columns = math.ceil(len(labels) / lines)  # lines of the same length
             figure.legend(handles, labels, loc="outside upper left", ncols=columns, borderaxespad=0.2)
         return _embedded(figure, prefix, chart.caption)
 
@@ -132,18 +135,18 @@ def _draw_bars(axes: "Axes", chart: Bars, places: Mapping[str, int]) -> None:
         offset = (number + 0.5) * width - 0.4
         column = [(group + offset, row[number]) for group, row in enumerate(chart.values)]
         shown = [(x, _interval(value)) for x, value in column if value is not None]
-        estimates = [one.estimate for _, one in shown]
+        drawn = shown or [(0.0, _interval(0.0))]  # nothing to be seen, but the legend takes its colour from it
         bars = axes.bar(
-            [x for x, _ in shown],
-            estimates,
+            [x for x, _ in drawn],
+            [one.estimate for _, one in drawn],
             width * 0.92,
             color=COLOURS[place % len(COLOURS)],
             edgecolor=INK,
             linewidth=0,
             hatch=HATCHES[place // len(COLOURS) % len(HATCHES)],
-            label=_shown(label),
+            label=_shown(label) if shown else f"{_shown(label)}: none",
         )
-        for group, bar in enumerate(bars):
+        for group, bar in enumerate(bars if shown else ()):
             bar.set_gid(f"bar-{number}-{group}")
         sure = [(x, one) for x, one in shown if one.low < one.high]
         ends = [

@@ -1,6 +1,7 @@
 """The results of `compare` as a table and a page."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,9 @@ def _bars(results: Mapping[str, Any]) -> list[Bars]:
             for arm in arms
         ]
         if any(value is not None for value in shown):
-            charts.append(Bars((column.title,), tuple(labels), (tuple(shown),), caption=column.title))
+            left_out = column.title == "bits per byte" and None in shown
+            caption = f"{column.title}; of a BERT there are none, see the table" if left_out else column.title
+            charts.append(Bars((column.title,), tuple(labels), (tuple(shown),), caption=caption))
     return charts
 
 
@@ -176,8 +179,8 @@ def command_settings(results: Mapping[str, Any], out: Path, command: str) -> lis
 
 def command_of(plan: Plan) -> str:
     """Return the command that makes the comparison again."""
-    words = ["stemma compare", f"--text {plan.text}"]
+    words = ["stemma", "compare", "--text", plan.text, "--field", plan.field, "--documents", plan.documents]
     if plan.labels not in (None, "python"):
-        words.append(f"--labels {plan.labels} --label-text {plan.label_text} --label-column {plan.label_column}")
-    words += [f"--frameworks {','.join(plan.arms)}", f"--seeds {len(plan.seeds)}", f"--steps {plan.scale.steps}"]
-    return " ".join(words) + f" --budget {plan.minutes:g}"
+        words += ["--labels", str(plan.labels), "--label-text", plan.label_text, "--label-column", plan.label_column]
+    words += ["--frameworks", ",".join(plan.arms), "--seeds", str(len(plan.seeds)), "--steps", str(plan.scale.steps)]
+    return shlex.join([*words, "--budget", f"{plan.minutes:g}"])

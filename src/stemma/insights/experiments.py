@@ -160,7 +160,7 @@ def run_missing(
     """Do the jobs that have no measures yet; return those of all by name.
 
     Raises:
-        Interrupted, RuntimeError: see `run_jobs`.
+        Interrupted, ChildProcessError: see `run_jobs`.
     """
     found = {job.name: read_measures(out / job.name) for job in jobs}
     for name, measures in found.items():

@@ -114,6 +114,8 @@ def trial_of(claim: Claim, *, seeds: int, scale: str = "small", given: Mapping[s
     """
     if seeds < 2:
         raise InputError(f"--seeds {seeds}: a claim is decided by differences over seeds, expected 2 or more")
+    if (given or {}).get("text") == "-":
+        raise InputError("--text -: every training reads the text by itself; expected a file, which they all can")
     numbers, experiment = tuple(range(1, seeds + 1)), claim.experiment
     given = {name: value for name, value in (given or {}).items() if value is not None}
     options = [f"--{name} {shlex.quote(str(value))}" for name, value in given.items()]

@@ -22,6 +22,8 @@ import torch
 Event = tuple[str, str, int, int, dict[str, float]]
 Report = Callable[[Event], None]
 
+_KILLED = " (killed: too little memory? Try fewer --workers)"
+
 
 class Interrupted(Exception):
     """A job was asked to stop and has saved what it had."""
@@ -71,7 +73,7 @@ def run_jobs(
     Raises:
         Interrupted: SIGINT or SIGTERM came; the jobs in hand were told, and have saved what they had. A second signal
             ends them at once.
-        RuntimeError: a worker died. What a job raised: the first failure. The others are stopped in both cases.
+        ChildProcessError: a worker died. What a job raised: the first failure. The others are stopped in both cases.
     """
     context = multiprocessing.get_context("spawn")
     todo, news = context.Queue(), context.Queue()
@@ -103,9 +105,12 @@ def run_jobs(
                 tick()
                 dead = next((process for process in processes if process.exitcode), None)
                 if dead is not None and len(results) < len(jobs):
-                    raise RuntimeError(f"a worker died with exit code {dead.exitcode}")
+                    raise ChildProcessError(
+                        f"a worker died with exit code {dead.exitcode}{_KILLED if dead.exitcode == -9 else ''}; "
+                        "what is finished is kept, and the same command goes on from there"
+                    )
                 if not working and not heard:
-                    raise RuntimeError(f"the workers ended with {len(results)} of {len(jobs)} jobs done")
+                    raise ChildProcessError(f"the workers ended with {len(results)} of {len(jobs)} jobs done")
         except BaseException:
             _stop(processes, news, signals)
             raise
