@@ -55,5 +55,7 @@ def fill(
             continue
         print(text)
         for one in candidates:
-            line = f"  {math.exp(one.log_probability):8.2%}  {' | '.join(one.pieces)}  ->  {one.text}"
+            share = math.exp(one.log_probability)
+            shown = f"{share:8.2%}" if share >= 0.00005 else f"{share:8.0e}"
+            line = f"  {shown}  {' | '.join(one.pieces)}  ->  {one.text}"
             print(line.replace("\n", "\\n"))  # a filling a line, whatever is in it
