@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 
@@ -97,3 +98,18 @@ def test_a_full_disk_is_one_line_and_exit_code_1(monkeypatch, capsys):
         cli.main()
     assert end.value.code == 1
     assert capsys.readouterr().err == "error: [Errno 28] No space left on device: 'vectors.npy'\n"
+
+
+def test_a_warning_of_ours_is_one_line_and_others_say_where(monkeypatch, capsys):
+    def warn():
+        warnings.warn_explicit("3 texts are cut", UserWarning, cli.__file__, 1)
+        warnings.warn_explicit("old", UserWarning, "/elsewhere/library.py", 7)
+
+    monkeypatch.setattr(cli, "build", lambda: warn)
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", lambda *told, **more: print(warnings.formatwarning(*told[:4])))
+        cli.main()
+    ours, theirs = capsys.readouterr().out.split("\n\n")[:2]
+    assert ours == "warning: 3 texts are cut" and theirs.startswith("/elsewhere/library.py:7: UserWarning: old")

@@ -3,12 +3,16 @@
 import importlib
 import os
 import sys
+import warnings
+from pathlib import Path
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
 from stemma.errors import InputError, closest
+
+_python_warning = warnings.formatwarning
 
 LEARN, USE, MEASURE = "Learn from text", "Use a model", "Measure a model"
 
@@ -79,9 +83,16 @@ def _root(version: bool = typer.Option(False, "--version", callback=_version, is
     pass
 
 
+def _warning(message: Any, category: type[Warning], filename: str, *rest: Any) -> str:
+    """Return what a warning looks like: one of ours is a line for the user, without the place in the code."""
+    ours = category is UserWarning and Path(filename).is_relative_to(Path(__file__).parents[1])
+    return f"warning: {message}\n" if ours else _python_warning(message, category, filename, *rest)
+
+
 def main() -> None:
     """Run the command line; a user's mistake is one line on standard error and exit code 2, what the system refuses
     one line and 1."""
+    warnings.formatwarning = _warning
     try:
         build()()
     except InputError as error:
