@@ -23,11 +23,13 @@ def write_whole(path: Path) -> Iterator[Path]:
         _flush(temporary)
         os.replace(temporary, path)
         sync_directory(path.parent)
-    except BaseException:
+    except BaseException as error:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)  # of a full disk the system does not say where
         raise
 
 

@@ -173,7 +173,7 @@ def test_another_run_in_the_directory_is_refused_and_overwritten(tmp_path: Path)
 
 def test_a_disk_without_room_is_told_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
-    with pytest.raises(InputError, match=r"run: 0\.00 GB free, but the checkpoints need"):
+    with pytest.raises(InputError, match=r"run: 0\.00 MB free, but the checkpoints need"):
         finetune(recipe(tmp_path, steps=2), tmp_path / "run")
     assert not (tmp_path / "run" / "training_state").exists()
     monkeypatch.undo()

@@ -83,10 +83,12 @@ def _root(version: bool = typer.Option(False, "--version", callback=_version, is
     pass
 
 
-def _warning(message: Any, category: type[Warning], filename: str, *rest: Any) -> str:
+def _warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
     """Return what a warning looks like: one of ours is a line for the user, without the place in the code."""
     ours = category is UserWarning and Path(filename).is_relative_to(Path(__file__).parents[1])
-    return f"warning: {message}\n" if ours else _python_warning(message, category, filename, *rest)
+    return f"warning: {message}\n" if ours else _python_warning(message, category, filename, lineno, line)
 
 
 def main() -> None:

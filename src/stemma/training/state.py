@@ -47,15 +47,15 @@ def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], record: M
         OSError: the disk is full, or the folder cannot be written; nothing that was there before has changed.
     """
     path = folder / f"step-{step:08d}"
-    try:
-        with write_whole(path) as temporary:
-            temporary.mkdir()
+    with write_whole(path) as temporary:
+        temporary.mkdir()
+        try:
             save_file(dict(tensors), temporary / TENSORS)
-            size = (temporary / TENSORS).stat().st_size
-            content = {"version": VERSION, "step": step, "bytes": size, **record}
-            (temporary / RECORD).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    except (SafetensorError, OSError) as error:  # of which not all say where
-        raise OSError(f"{path}: {error}") from error
+        except SafetensorError as error:
+            raise OSError(f"{path}: {error}") from error
+        size = (temporary / TENSORS).stat().st_size
+        content = {"version": VERSION, "step": step, "bytes": size, **record}
+        (temporary / RECORD).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return path
 
 
@@ -111,7 +111,10 @@ def require_space(folder: Path, needed: int) -> None:
     except OSError as error:
         raise InputError(f"{folder}: cannot be written to ({error.strerror}), expected room for checkpoints") from error
     if free < needed:
-        raise InputError(f"{folder}: {free / 1e9:.2f} GB free, but the checkpoints need {needed / 1e9:.2f} GB")
+        size, unit = (1e9, "GB") if needed >= 1e9 else (1e6, "MB")
+        raise InputError(
+            f"{folder}: {free / size:.2f} {unit} free, but the checkpoints need {needed / size:.2f} {unit}"
+        )
 
 
 def training_tensors(
