@@ -125,7 +125,8 @@ def _read_bpe(vocabulary: Path, merges: Path, configuration: dict[str, Any]) -> 
         return backend, _usual_names({"<unk>"} & ids.keys())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(configuration.get("add_prefix_space")))
     backend.decoder = decoders.ByteLevel()
-    return backend, _usual_names({"<|endoftext|>"} & ids.keys())
+    special = {"<|endoftext|>"} | ({"<s>", "<pad>", "</s>", "<unk>", "<mask>"} if "<mask>" in ids else set())
+    return backend, _usual_names(special & ids.keys())
 
 
 def _read_merges(file: Path, ids: dict[str, int]) -> list[tuple[str, str]]:
@@ -225,7 +226,10 @@ def _add_listed(backend: Tokenizer, names: dict[str, str], configuration: dict[s
 
 def _usual_names(special: set[str]) -> dict[str, str]:
     usual = {role: next((name for name in names if name in special), None) for role, names in USUAL_NAMES.items()}
-    return {role: name for role, name in usual.items() if name}
+    names = {role: name for role, name in usual.items() if name}
+    if usual["mask_token"] == "<mask>" and {"<s>", "</s>"} <= special:  # RoBERTa's
+        names = {"cls_token": "<s>", "sep_token": "</s>"} | names
+    return names
 
 
 def _text(token: Any) -> str | None:

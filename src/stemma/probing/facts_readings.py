@@ -165,17 +165,18 @@ def _masked(model: BERT, tokenizer: Tokenizer) -> Reading:
         return [framed(*ids) for ids in encoded(tokenizer, parts)]
 
     def framed(earlier: list[int], before: list[int], after: list[int], later: list[int]) -> Row:
-        tokens = [first, *earlier, *([last] if earlier else []), *before]
-        place = len(tokens)
-        tokens += [mask, *after, last]
+        more = [last] * (model.config.separators - 1)
+        tokens = [first, *earlier, *([last, *more] if earlier else []), *before]
         # The second text begins with the question's sentence, or behind it.
-        second = len(earlier) + 2 if earlier else len(tokens)
-        return Row([*tokens, *later, *([last] if later else [])], place, second)
+        second, place = len(tokens) - len(before), len(tokens)
+        tokens += [mask, *after, last, *(more if later else [])]
+        return Row([*tokens, *later, *([last] if later else [])], place, second if earlier else len(tokens))
 
     def logits(rows: Sequence[Row]) -> Tensor:
         tokens = _tokens(rows, model.masked_weight.device)
         length = tokens.shape[1]
-        segments = torch.stack([torch.arange(length) >= row.second for row in rows]).long().to(tokens.device)
+        second = torch.stack([torch.arange(length) >= row.second for row in rows]).to(tokens.device)
+        segments = second * model.config.second_segment
         places = torch.tensor([number * length + row.place for number, row in enumerate(rows)], device=tokens.device)
         return model.logits(model.hidden(tokens, segments, places=places))
 
