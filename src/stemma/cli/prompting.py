@@ -61,7 +61,7 @@ def _tell(model: str, shots: int, found: "Evaluated", as_json: bool) -> None:
         print(json.dumps(summary | {"metrics": metrics, "costs": found.costs}))
         return
     console = Console(highlight=False)
-    title = f"{model} on {found.task}: {found.questions:,} questions, {shots} shots"
+    title = f"{model} on {found.task}: {found.questions:,} questions, shots: {shots}"
     table = Table(title=title, title_justify="left")
     for head in ("metric", "mean", "standard error", "tokens a question"):
         table.add_column(head, justify="left" if head == "metric" else "right")
