@@ -10,6 +10,7 @@ from stemma import families
 from stemma.data.tokenizers import Tokenizer, train_tokenizer
 from stemma.families.bert.model import BERT, BERTConfig
 from stemma.families.bert.tokens import prepare_tokenizer as prepare_bert
+from stemma.families.elmo.model import ELMo, ELMoConfig
 from stemma.families.glm.model import GLM, GLMConfig
 from stemma.families.glm.tokens import prepare_tokenizer as prepare_glm
 from stemma.families.gpt.model import GPT, GPTConfig
@@ -33,8 +34,18 @@ def tokenizer_of(family: str) -> Tokenizer:
         return prepare_bert(train_tokenizer([WORDS * 20], "wordpiece", 160))
     if family == "t5":
         return prepare_t5(train_tokenizer([WORDS * 20], "unigram", 130, byte_fallback=False))
+    if family == "elmo":
+        return train_tokenizer([WORDS * 20], "elmo", 60)
     plain = train_tokenizer([WORDS * 20], "bpe", 300)
     return prepare_glm(plain) if family == "glm" else plain
+
+
+def elmo_of(architecture: str = "lstm", **options: Any) -> ELMo:
+    torch.manual_seed(0)
+    options = {"vocabulary": tokenizer_of("elmo").vocabulary, "longest_word": 12, "projection": 16} | options
+    small: dict[str, Any] = {"characters": 4, "filters": ((1, 8), (2, 8)), "highways": 1, "cell": 24, "layers": 2}
+    shape = small | {"heads": 2, "feed_forward": 32, "bottleneck": 8, "architecture": architecture}
+    return ELMo(ELMoConfig(**shape | options)).eval()
 
 
 def model_of(family: str, *, context: int = 64, seed: int = 0) -> Any:

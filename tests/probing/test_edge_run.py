@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import f1_score, matthews_corrcoef, precision_recall_fscore_support
-from tiny_models import model_of, tokenizer_of
+from tiny_models import elmo_of, model_of, tokenizer_of
 
 from stemma.errors import InputError
-from stemma.families.elmo.model import ELMo, ELMoConfig
 from stemma.probing import span_probe
 from stemma.probing.edge_controls import Code, control_task, online_code, randomised
 from stemma.probing.edge_examples import Examples
@@ -186,11 +185,23 @@ def test_a_probe_finds_what_the_layers_hold(tmp_path: Path) -> None:
     assert len(list((tmp_path / "layers").iterdir())) == 6  # three parts of two encoders
 
 
+@pytest.mark.parametrize("architecture", ["transformer", "gated-cnn"])
+def test_a_relative_of_elmo_beside_its_random_self(architecture: str, tmp_path: Path) -> None:
+    task, model = EdgeTask("names", part(24, 0), part(8, 1)), elmo_of(architecture)
+    found = probe_edges(model, None, task, ProbeTraining(1, 1e-2), tmp_path).results
+    assert list(found["encoders"]) == ["mix", "top", "lexical", "convolution", "random"]
+    assert len(found["layers"]["shares"]) == 3 and found["coverage"]["dev"]["dropped"] == 0
+    words = [sentence.words for sentence in task.dev]
+    own, other = (layers_of_sentences(one, None, words, tmp_path).states for one in (model, randomised(model, 0)))
+    assert len(own) == 8 * 6 and other.isfinite().all()
+    assert torch.equal(own[:, 0], other[:, 0])  # characters are read as they were
+    assert not any(torch.allclose(own[:, layer], other[:, layer], atol=1e-2) for layer in (1, 2))
+
+
 def test_layers_control_and_code_of_an_elmo(tmp_path: Path) -> None:
-    config = ELMoConfig(characters=4, filters=((1, 8), (2, 8)), highways=1, longest_word=9, projection=8, cell=12)
     task = EdgeTask("pairs", part(24, 0, pairs=True), part(8, 1, pairs=True), scored="na.*")
     wanted = Wanted(baselines=False, analysis=True, control=True, code=True)
-    results = probe_edges(ELMo(config).eval(), None, task, ProbeTraining(2, 1e-2), tmp_path, wanted=wanted).results
+    results = probe_edges(elmo_of(), None, task, ProbeTraining(2, 1e-2), tmp_path, wanted=wanted).results
     layers = results["layers"]
     assert len(layers["each"]) == len(layers["cumulative"]) == len(layers["shares"]) == 3
     assert sum(layers["shares"]) == pytest.approx(1) and 0 <= layers["centre_of_gravity"] <= 2

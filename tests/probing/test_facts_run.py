@@ -63,7 +63,7 @@ class Told(Asked):
                     found[number, token] = 10.0 - place
             return found
 
-        return Reading(rows, logits)
+        return Reading(rows, logits, width)
 
 
 def told() -> Told:
@@ -121,7 +121,10 @@ def test_the_best_template_is_chosen_on_the_other_half() -> None:
                     found[number, red if row.tokens[0] else blue] = 5.0
                 return found
 
-            return Reading(lambda queries: [Row([int(q.before[0] == "b")], 0, 1) for q in queries], logits)
+            def rows(queries: Sequence[Query]) -> list[Row]:
+                return [Row([int(query.before[0] == "b")], 0, 1) for query in queries]
+
+            return Reading(rows, logits, self.tokenizer.vocabulary)
 
     asked = [Half("half", None, tokenizer_of("bert"))]
     answers = probe(asked, select(asked, source, words=["red", "blue"])).results["answers"]

@@ -7,15 +7,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny_models import model_of, tokenizer_of
+from tiny_models import elmo_of, model_of, tokenizer_of
 
 from stemma import families
 from stemma.errors import InputError
-from stemma.families.elmo.model import ELMo, ELMoConfig
+from stemma.families.elmo.words import spell
 from stemma.families.lstm.model import LSTM, LSTMConfig
 from stemma.inference.embeddings import frame_of
 from stemma.inference.states import layers_of, states_of
-from stemma.inference.word_states import WordStates
 from stemma.probing import layer_cache
 from stemma.probing.layer_cache import layers_of_sentences
 
@@ -78,13 +77,17 @@ def test_each_sentence_is_read_in_its_frame(family: str, tmp_path: Path, monkeyp
         layers_of_sentences(model_of(family, seed=1), tokenizer, SENTENCES, tmp_path)
 
 
-def test_words_of_an_elmo(tmp_path: Path) -> None:
-    config = ELMoConfig(characters=4, filters=((1, 6),), highways=1, longest_word=9, projection=8, cell=12)
-    model = ELMo(config).eval()
+@pytest.mark.parametrize("architecture", ["lstm", "transformer", "gated-cnn"])
+def test_words_of_an_elmo_in_every_layer(architecture: str, tmp_path: Path) -> None:
+    model = elmo_of(architecture, layers=3)
     layers = layers_of_sentences(model, None, SENTENCES, tmp_path)
-    for number, states in enumerate(WordStates(model)(SENTENCES)):
-        found = layers.states[layers.starts[number] : layers.starts[number + 1]].float().numpy()
-        np.testing.assert_allclose(found, states.transpose(1, 0, 2), atol=1e-3, rtol=8e-3)
+    assert layers.states.shape == (12, 4, 32)
+    for number, words in enumerate(SENTENCES):
+        with torch.inference_mode():  # a sentence by itself: of each word the layer 0 twice, then both directions
+            alone = model(torch.from_numpy(spell(words, 12))[None])[:, 0].transpose(0, 1)
+        found = layers.states[layers.starts[number] : layers.starts[number + 1]].float()
+        torch.testing.assert_close(found, alone, atol=1e-3, rtol=8e-3)
+        torch.testing.assert_close(found[:, 0, :16], found[:, 0, 16:])
     assert [one.tolist() for one in layers.last] == [[1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7], [1]]
 
 

@@ -201,3 +201,27 @@ def test_from_the_command_line(asked, task, tmp_path, capsys):
             assert summary["questions"] == 4 and summary["costs"]["shots"] == 1
         else:
             assert "acc_norm" in said and "tokens a question" in said
+
+
+def test_several_numbers_of_shots_make_a_curve(asked, task, tmp_path, capsys):
+    from stemma.cli import build
+    from stemma.families import save
+    from stemma.insights.report import read_report
+
+    save(asked.model, asked.tokenizer, tmp_path / "model")
+    arguments = ["evaluate", str(tmp_path / "model"), "--task", str(task(CHOICE)), "--most", "4", "--json"]
+    with pytest.raises(SystemExit) as left:
+        build()([*arguments, "--shots", "0", "--shots", "2", "--out", str(tmp_path / "out")])
+    assert not left.value.code
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [one["costs"]["shots"] for one in told] == [0, 2]
+    _, table, curves = read_report(tmp_path / "out/report.html").sections[0].parts
+    assert [row[0] for row in table.rows] == ["0", "2"]
+    for series in curves.series:
+        assert list(series.x) == [0, 2]
+        assert list(series.y) == [one["metrics"][series.label]["mean"] for one in told]
+        half = 1.96 * told[1]["metrics"][series.label]["error"]
+        assert series.high[1] - series.y[1] == pytest.approx(half)
+    for shots, one in zip((0, 2), told, strict=True):
+        results = json.loads((tmp_path / f"out/shots-{shots}/results.json").read_text())
+        assert results["metrics"] == one["metrics"]

@@ -31,8 +31,8 @@ def ask(
 ) -> None:
     """Ask a model what stands in a blank, and a knowledge base for the same, side by side.
 
-    A GPT sees only what stands before the blank. The knowledge base answers a question that one of its templates puts;
-    else it tells what it knows of whom the question names.
+    A GPT sees only what stands before the blank; an ELMo reads both sides, each by itself. The knowledge base answers a
+    question that one of its templates puts; else it tells what it knows of whom the question names.
 
     Example: [bold]stemma ask runs/bert "Dante was born in [MASK]." --knowledge facts.jsonl[/bold]
     """
@@ -44,10 +44,9 @@ def ask(
     from rich.console import Console
 
     from stemma.cli.devices import device_named
-    from stemma.data.tokenizers import load_tokenizer
     from stemma.errors import InputError
-    from stemma.families import load
     from stemma.probing.asking import likeliest_answers
+    from stemma.probing.facts_readings import load_to_ask
     from stemma.probing.knowledge import Knowledge
     from stemma.training.hardware import prepare_processor
 
@@ -55,7 +54,7 @@ def ask(
         raise InputError("--relations and --patterns are of a knowledge base; expected --knowledge with them")
     base = Knowledge.of(knowledge, relations=relations, patterns=patterns) if knowledge is not None else None
     prepare_processor()
-    network, tokenizer = load(model, device=device_named(device)), load_tokenizer(model)
+    network, tokenizer = load_to_ask(model, device_named(device))
     console = Console()
 
     def answer(text: str) -> None:

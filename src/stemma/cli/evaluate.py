@@ -94,9 +94,12 @@ def evaluate(
         ),
     ] = None,
     shots: Annotated[
-        int | None,
+        list[int] | None,
         typer.Option(
-            min=0, help="Solved examples in each prompt.", show_default="the file's", rich_help_panel=_PROMPTED
+            min=0,
+            help="Solved examples in each prompt; repeatable, to compare.",
+            show_default="the file's",
+            rich_help_panel=_PROMPTED,
         ),
     ] = None,
     reasoning: Annotated[
@@ -178,7 +181,7 @@ def evaluate(
         from stemma.cli.prompting import evaluate_task
 
         _refuse(context, f"{task} stands in a prompt", _PROMPTED, _ASKED, reads_corpus=False)
-        evaluate_task(model, name, Path(task), shots, reasoning, votes, most, seed, out, device, as_json)
+        evaluate_task(model, name, Path(task), shots or [], reasoning, votes, most, seed, out, device, as_json)
         return
     if task is not None:
         from stemma.cli.preference import evaluate_preference

@@ -86,13 +86,12 @@ def facts(
 
     from stemma.cli.devices import device_named
     from stemma.cli.failures import failures
-    from stemma.data.tokenizers import load_tokenizer
     from stemma.errors import InputError
-    from stemma.families import load
     from stemma.insights.facts_report import described, report_of, summary_table
     from stemma.insights.report import rich_table, write_report
     from stemma.probing.common_vocabulary import read_vocabulary
     from stemma.probing.facts_baselines import read_answers
+    from stemma.probing.facts_readings import load_to_ask
     from stemma.probing.facts_run import probe
     from stemma.probing.facts_selection import Asked, select
     from stemma.training.hardware import prepare_processor
@@ -118,7 +117,7 @@ def facts(
         given[name] = read_answers(Path(file))
     prepare_processor()
     asked = [
-        Asked(label, load(name, device=device_named(device)), load_tokenizer(name))
+        Asked(label, *load_to_ask(name, device_named(device)))
         for label, name in zip(_labels(models), models, strict=True)
     ]
     console, several, predictions = Console(stderr=as_json), [], []

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from stemma.prompting.evaluating import Evaluated
     from stemma.prompting.models import Asked
 
 
@@ -15,7 +16,7 @@ def evaluate_task(
     model: str,
     name: str,
     task: Path,
-    shots: int | None,
+    shots: list[int],
     reasoning: str,
     votes: int,
     most: int | None,
@@ -24,25 +25,44 @@ def evaluate_task(
     device: str,
     as_json: bool,
 ) -> None:
-    """Print the metrics of a task with their standard errors, and what the answers cost."""
+    """Print the metrics of a task with their standard errors, and what the answers cost, for each number of shots."""
+    import shlex
+    import sys
+
     from stemma.cli.failures import failures
+    from stemma.insights.prompting_report import report_of
+    from stemma.insights.report import write_report
     from stemma.prompting.evaluating import Protocol, evaluate
     from stemma.prompting.tasks import load_task
     from stemma.training.progress import counting
 
-    protocol = Protocol(shots, seed, reasoning, votes)  # type: ignore[arg-type]
-    loaded = load_task(task, most=most, examples=shots is None or shots > 0)
+    loaded = load_task(task, most=most, examples=not shots or max(shots) > 0)
+    counts = list(dict.fromkeys(shots)) or [loaded.file.num_fewshot]
+    protocols = {count: Protocol(count, seed, reasoning, votes) for count in counts}  # type: ignore[arg-type]
     asked = _asked(model, name, device)
-    said = Console(stderr=True)
-    with failures(said), counting(said, f"asking {loaded.file.task}", len(loaded.questions)) as report:
-        found = evaluate(asked, loaded, protocol, out=out, report=report)
+    said, told, by_shots = Console(stderr=True), Console(stderr=as_json, highlight=False), {}
+    for count, protocol in protocols.items():
+        folder = out if out is None or len(counts) == 1 else out / f"shots-{count}"
+        with failures(said), counting(said, f"asking {loaded.file.task}", len(loaded.questions)) as report:
+            by_shots[count] = evaluate(asked, loaded, protocol, out=folder, report=report)
+        _tell(model, count, by_shots[count], as_json)
+        if folder is not None:
+            told.print(f"records: {folder / 'records.jsonl'}", markup=False, soft_wrap=True)
+    if out is not None:
+        with failures(said):
+            write_report(report_of(model, by_shots, shlex.join(["stemma", *sys.argv[1:]])), out / "report.html")
+        told.print(f"report: {out / 'report.html'}", markup=False, soft_wrap=True)
+
+
+def _tell(model: str, shots: int, found: "Evaluated", as_json: bool) -> None:
     if as_json:
         metrics = {name: {"mean": share.mean, "error": share.error} for name, share in found.metrics.items()}
         summary = {"model": model, "task": found.task, "questions": found.questions}
         print(json.dumps(summary | {"metrics": metrics, "costs": found.costs}))
         return
     console = Console(highlight=False)
-    table = Table(title=f"{model} on {found.task}: {found.questions:,} questions", title_justify="left")
+    title = f"{model} on {found.task}: {found.questions:,} questions, shots: {shots}"
+    table = Table(title=title, title_justify="left")
     for head in ("metric", "mean", "standard error", "tokens a question"):
         table.add_column(head, justify="left" if head == "metric" else "right")
     tokens = found.costs["prompt tokens"] + found.costs.get("written tokens", 0)
@@ -50,8 +70,6 @@ def evaluate_task(
         table.add_row(metric, f"{share.mean:.4f}", f"{share.error:.4f}", f"{tokens:,.1f}")
     console.print(table)
     console.print("means: " + ", ".join(f"{cost} {value:.4g}" for cost, value in found.costs.items()), soft_wrap=True)
-    if out is not None:
-        console.print(f"records: {out / 'records.jsonl'}", markup=False, soft_wrap=True)
 
 
 def _asked(model: str, name: str, device: str) -> "Asked":

@@ -2,7 +2,7 @@
 
 Nothing in them is executed. Formats: `tokenizer.json`; byte-level BPE as GPT-2's `vocab.json` + `merges.txt` (OpenAI's
 `encoder.json` + `vocab.bpe`); GPT-1's BPE with end-of-word marks in files of the same names; BERT's `vocab.txt`;
-SentencePiece `.model`; Mistral's `tekken.json`.
+ELMo's, which begins with </S>, <S> and <UNK>; SentencePiece `.model`; Mistral's `tekken.json`.
 """
 
 import json
@@ -22,6 +22,7 @@ BPE_FILES = {
     "encoder_bpe_40000.json": "vocab_40000.bpe",
 }
 SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+ELMO_NAMES = {"eos_token": "</S>", "bos_token": "<S>", "unk_token": "<UNK>"}  # as ELMo's vocabularies begin
 TEKKEN_FILE = "tekken.json"
 CONFIGURATION_FILES = ("special_tokens_map.json", "tokenizer_config.json", "added_tokens.json")
 PUBLISHED_FILES = (
@@ -72,9 +73,10 @@ def _find(directory: Path) -> Path:
     for name in preferred:
         if (directory / name).is_file():
             return directory / name
-    found = sorted(directory.glob("*.model"))
-    if len(found) == 1:
-        return found[0]
+    for pattern in ("*.model", "vocab*.txt"):
+        found = sorted(directory.glob(pattern))
+        if len(found) == 1:
+            return found[0]
     raise InputError(f"{directory}: no tokenizer in this folder; expected {EXPECTED}")
 
 
@@ -91,7 +93,7 @@ def _read_file(file: Path, configuration: dict[str, Any]) -> tuple[Tokenizer, di
     if file.suffix == ".model":
         return read_sentencepiece(file)
     if file.suffix == ".txt":
-        return _read_wordpiece(file, configuration)
+        return _read_vocabulary(file, configuration)
     raise InputError(f"{file}: not the name of a tokenizer file; expected {EXPECTED}")
 
 
@@ -123,7 +125,8 @@ def _read_bpe(vocabulary: Path, merges: Path, configuration: dict[str, Any]) -> 
         return backend, _usual_names({"<unk>"} & ids.keys())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(configuration.get("add_prefix_space")))
     backend.decoder = decoders.ByteLevel()
-    return backend, _usual_names({"<|endoftext|>"} & ids.keys())
+    special = {"<|endoftext|>"} | ({"<s>", "<pad>", "</s>", "<unk>", "<mask>"} if "<mask>" in ids else set())
+    return backend, _usual_names(special & ids.keys())
 
 
 def _read_merges(file: Path, ids: dict[str, int]) -> list[tuple[str, str]]:
@@ -141,9 +144,13 @@ def _read_merges(file: Path, ids: dict[str, int]) -> list[tuple[str, str]]:
     return pairs
 
 
-def _read_wordpiece(file: Path, configuration: dict[str, Any]) -> tuple[Tokenizer, dict[str, str]]:
+def _read_vocabulary(file: Path, configuration: dict[str, Any]) -> tuple[Tokenizer, dict[str, str]]:
     tokens = read_text(file).removesuffix("\n").split("\n")
     ids = {token.rstrip("\r"): index for index, token in enumerate(tokens)}
+    if set(ELMO_NAMES.values()) == set(list(ids)[:3]):
+        backend = Tokenizer(models.WordLevel(ids, unk_token=ELMO_NAMES["unk_token"]))
+        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        return backend, dict(ELMO_NAMES)
     if "[UNK]" not in ids:
         raise InputError(f"{file}: expected a WordPiece vocabulary, a token a line, with [UNK] among them")
     names = _usual_names({token for token in ids if token.startswith("[") and token.endswith("]")})
@@ -219,7 +226,10 @@ def _add_listed(backend: Tokenizer, names: dict[str, str], configuration: dict[s
 
 def _usual_names(special: set[str]) -> dict[str, str]:
     usual = {role: next((name for name in names if name in special), None) for role, names in USUAL_NAMES.items()}
-    return {role: name for role, name in usual.items() if name}
+    names = {role: name for role, name in usual.items() if name}
+    if usual["mask_token"] == "<mask>" and {"<s>", "</s>"} <= special:  # RoBERTa's
+        names = {"cls_token": "<s>", "sep_token": "</s>"} | names
+    return names
 
 
 def _text(token: Any) -> str | None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from stemma.data.sentencepiece_models import SPACE
-from stemma.data.tokenizer_files import wordpiece_pipeline
+from stemma.data.tokenizer_files import ELMO_NAMES, wordpiece_pipeline
 from stemma.errors import InputError, closest
 
 MIN_FREQUENCY = 2  # of a pair to be merged: one seen once is no pattern
@@ -30,7 +30,7 @@ SPECIAL = {
     },
     "unigram": {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},  # T5's, with its ids
     "word": {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
-    "elmo": {"eos_token": "</S>", "bos_token": "<S>", "unk_token": "<UNK>"},  # as ELMo's vocabularies begin
+    "elmo": ELMO_NAMES,
 }
 
 Parts = tuple[Tokenizer, dict[str, str]]

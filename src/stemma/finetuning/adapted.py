@@ -21,7 +21,7 @@ from stemma.families.gpt.model import GPT
 from stemma.families.t5.model import T5
 from stemma.families.transformer.model import Transformer
 from stemma.finetuning.heads import WithHead
-from stemma.finetuning.heads_published import head_names
+from stemma.finetuning.heads_published import backbone_name, head_names
 from stemma.finetuning.reading import CLASSIFY, DELIMITER, START, prepared
 from stemma.finetuning.recipe import LoRARecipe
 from stemma.training.adapters import CONFIG, load_adapter, save_adapter
@@ -98,10 +98,12 @@ def fill_head(model: WithHead, kind: str, tensors: dict[str, Tensor], directory:
 
 def _published_names(model: WithHead, kind: str) -> dict[str, str]:
     """Return our names and the published ones of what is trained beside the adapters."""
-    names = head_names(model.backbone, kind)
+    relative = getattr(model.backbone.config, "relative", "")
+    names = head_names(model.backbone, kind, relative)
     if _pooler(model):
-        rows = bert_checkpoint.table(model.backbone.config)
-        names |= {f"backbone.{row.parameters[0]}": row.name for row in rows if row.parameters[0].startswith("pooler.")}
+        rows = {row.parameters[0]: row.name for row in bert_checkpoint.table(model.backbone.config)}
+        poolers = {ours: theirs for ours, theirs in rows.items() if ours.startswith("pooler.")}
+        names |= {f"backbone.{ours}": backbone_name(theirs, kind, relative) for ours, theirs in poolers.items()}
     return names
 
 

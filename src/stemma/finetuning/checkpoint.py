@@ -26,7 +26,7 @@ from stemma.families.directory import (
 )
 from stemma.finetuning.adapted import fill_head, is_adapted, load_adapted, save_adapted
 from stemma.finetuning.heads import WithHead
-from stemma.finetuning.heads_published import backbone_prefix, head_names, published_config
+from stemma.finetuning.heads_published import backbone_name, backbone_prefix, head_names, published_config
 from stemma.finetuning.reading import START, tokenizer_of
 from stemma.training.lora import lora_layers
 
@@ -139,7 +139,7 @@ def _save_with_head(model: WithHead, tokenizer: Tokenizer, task: TaskDescription
         config["tie_word_embeddings"] = True  # there is no other output matrix: the heads of pretraining are left out
     with replace_checkpoint(directory) as staging:
         write_json(staging / "config.json", config)
-        write_weights(_with_head_tensors(model, task.kind, tensors), staging)
+        write_weights(_with_head_tensors(model, task.kind, config["model_type"], tensors), staging)
         tokenizer.save(staging)
 
 
@@ -154,20 +154,21 @@ def _padding(tokenizer: Tokenizer) -> int:
 
 
 def _with_head_tensors(
-    model: WithHead, kind: str, tensors: Iterator[tuple[str, Tensor]]
+    model: WithHead, kind: str, model_type: str, tensors: Iterator[tuple[str, Tensor]]
 ) -> Iterator[tuple[str, Tensor]]:
     prefix = backbone_prefix(model.backbone, kind)
     # The heads of pretraining are no part of these classes.
-    kept = ((name, tensor) for name, tensor in tensors if not name.startswith(("cls.", "lm_head.")))
-    yield from ((prefix + name, tensor) for name, tensor in kept)
-    for ours, theirs in head_names(model.backbone, kind).items():
+    kept = ((name, tensor) for name, tensor in tensors if not name.startswith(("cls.", "lm_head.", "vocab_")))
+    yield from ((prefix + backbone_name(name, kind, model_type), tensor) for name, tensor in kept)
+    for ours, theirs in head_names(model.backbone, kind, model_type).items():
         yield theirs, model.get_parameter(ours).detach()
 
 
 def _load_with_head(directory: Path, task: TaskDescription, device: Any) -> WithHead:
     config, stored = read_config(directory), StoredTensors(directory)
     branch = families.family(config["model_type"])
-    names, prefix = head_names(branch.model, task.kind), backbone_prefix(branch.model, task.kind)
+    names = head_names(branch.model, task.kind, config["model_type"])
+    prefix = backbone_prefix(branch.model, task.kind)
     backbone = branch.from_published(config, Backbone(stored, prefix, names.values()), device=device)
     model = WithHead(backbone, *shape_of_head(task))
     with torch.no_grad():

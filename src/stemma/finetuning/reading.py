@@ -102,7 +102,9 @@ def reader_of(model: Any, tokenizer: Tokenizer, longest: int | None = None) -> R
     limit = min((size for size in (context, longest) if size is not None), default=None)
     if isinstance(model, BERT):
         bert = BERTTokens.of(tokenizer)
-        return Reader((bert.first,), (bert.last,), (bert.last,), "first", segments=True, longest=limit)
+        between = (bert.last,) * model.config.separators
+        segments = model.config.second_segment > 0
+        return Reader((bert.first,), between, (bert.last,), "first", segments, longest=limit)
     if isinstance(model, GPT):
         start, delimiter, classify = (tokenizer.id(name) for name in (START, DELIMITER, CLASSIFY))
         return Reader((start,), (delimiter,), (classify,), "last", longest=limit)

@@ -17,6 +17,32 @@ MOST_WORDS = 200_000  # different words whose vectors are kept
 POOL = 2048  # sentences sorted by length together
 
 
+class WordVectors:
+    """Reads the characters of a word when it comes for the first time.
+
+    Args:
+        model: in eval mode. most_words: whose vectors are kept.
+    """
+
+    def __init__(self, model: ELMo, most_words: int = MOST_WORDS) -> None:
+        self.model, self.most_words = model, most_words
+        self._rows: dict[str, int] = {}
+        self._vectors = model.words.projection.weight.new_empty(0, model.config.projection)
+
+    def __call__(self, words: Sequence[str]) -> Tensor:
+        """Return float [words, projection], what the context reads of each word."""
+        new = list(dict.fromkeys(word for word in words if word not in self._rows))
+        if len(self._rows) + len(new) > self.most_words:
+            self._rows, self._vectors, new = {}, self._vectors[:0], list(dict.fromkeys(words))
+        if new:
+            new.sort(key=len)  # so that short words are not padded to the length of long ones
+            characters = torch.from_numpy(spell(new, self.model.config.longest_word))
+            vectors = self.model.words(characters.to(self._vectors.device))
+            self._rows |= {word: len(self._rows) + number for number, word in enumerate(new)}
+            self._vectors = torch.cat([self._vectors, vectors])
+        return self._vectors[[self._rows[word] for word in words]]
+
+
 class WordStates:
     """Computes the layers of sentences; the characters of a word are read when it comes for the first time.
 
@@ -37,9 +63,8 @@ class WordStates:
             raise InputError("the model is in training mode, where dropout is random: call model.eval() first")
         if stateful and model.config.architecture != "lstm":
             raise InputError(f"an ELMo of architecture {model.config.architecture} has no state to carry on")
-        self.model, self.stateful, self.batch_words, self.most_words = model, stateful, batch_words, most_words
-        self._rows: dict[str, int] = {}
-        self._vectors: Tensor | None = None
+        self.model, self.stateful, self.batch_words = model, stateful, batch_words
+        self._words = WordVectors(model, most_words)
         self._boundaries: Tensor | None = None
         self.reset()
 
@@ -72,12 +97,10 @@ class WordStates:
 
     def _layers(self, sentences: Sequence[Sequence[str]]) -> Iterator[np.ndarray]:
         lengths = torch.tensor([len(words) for words in sentences])
-        rows = self._rows_of([word for words in sentences for word in words])
-        vectors = self._vectors
-        assert vectors is not None
+        vectors = self._words([word for words in sentences for word in words])
         padded = vectors.new_zeros(len(sentences), int(lengths.max()), vectors.shape[1])
         real = torch.arange(padded.shape[1]) < lengths.unsqueeze(1)
-        padded[real.to(padded.device)] = vectors[rows]
+        padded[real.to(padded.device)] = vectors
         states = self._carried(len(sentences)) if self.stateful else None
         if self._boundaries is None:
             self._boundaries = self.model.boundaries()
@@ -89,20 +112,6 @@ class WordStates:
         found = layers.float().cpu().numpy()
         for number, length in enumerate(lengths.tolist()):
             yield found[:, number, :length]
-
-    def _rows_of(self, words: Sequence[str]) -> Tensor:
-        """Return where the vectors of words are, after computing those of new ones."""
-        new = list(dict.fromkeys(word for word in words if word not in self._rows))
-        if self._vectors is not None and len(self._rows) + len(new) > self.most_words:
-            self._rows, self._vectors, new = {}, None, list(dict.fromkeys(words))
-        if new:
-            device = self.model.words.projection.weight.device
-            new.sort(key=len)  # so that short words are not padded to the length of long ones
-            characters = torch.from_numpy(spell(new, self.model.config.longest_word))
-            vectors = self.model.words(characters.to(device))
-            self._rows |= {word: len(self._rows) + number for number, word in enumerate(new)}
-            self._vectors = vectors if self._vectors is None else torch.cat([self._vectors, vectors])
-        return torch.tensor([self._rows[word] for word in words])
 
     def _carried(self, batch: int) -> Any:
         """Return the states of the first `batch` rows; of more than there were before, zeros for the new ones."""

@@ -4,6 +4,7 @@ T5, GLM   log p(answer, its end | both sides)
 GPT       log p(answer and what follows | what is before): the right side counts too; likewise Mistral
 BERT      pseudo-log-likelihood: the sum over the answer's tokens of log p(token | both sides, its other tokens), under
           as many masks as the answer has tokens (Salazar et al. 2020); no probability where there are several
+ELMo      (log p(answer | what is before) + log p(answer | what is behind)) / 2
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from torch import Tensor
 from stemma.data.tokenizers import Tokenizer
 from stemma.evaluation.blanks import Blank, way_of
 from stemma.families.bert.model import BERT
+from stemma.families.elmo.model import ELMo
 from stemma.probing.facts import Query
 from stemma.probing.facts_readings import Reading, Row, encoded
 
@@ -37,8 +39,8 @@ def answer_scores(
         reading: the model's. per_token: divide each score by the number of the answer's tokens, so that long answers
             are not at a disadvantage.
     """
-    if isinstance(model, BERT):
-        scores = _pseudo(reading, queries, answers, report)
+    if isinstance(model, BERT | ELMo):  # forward and backward, too, each word of an answer is read beside the others
+        scores = _by_token(reading, queries, answers, report)
     else:
         scores = torch.empty(len(queries), len(answers))
         way = way_of(model, tokenizer)
@@ -52,7 +54,7 @@ def answer_scores(
     return scores / torch.tensor([len(answer) for answer in answers]) if per_token else scores
 
 
-def _pseudo(
+def _by_token(
     reading: Reading,
     queries: Sequence[Query],
     answers: Sequence[Sequence[int]],

@@ -66,13 +66,24 @@ def select(
     Raises:
         InputError: nothing is left, or a model that cannot be asked.
     """
-    vocabulary = common_vocabulary([one.tokenizer for one in asked], words) if candidates == "vocabulary" else None
+    vocabulary = _sayable(asked, words) if candidates == "vocabulary" else None
     kept, dropped = _askable(asked, facts, vocabulary)
     if not kept.facts:
         reasons = ", ".join(f"{number:,} {why}" for why, number in dropped.items())
         raise InputError(f"{facts.name}: no fact can be asked for ({reasons})")
     distinct = {name: _distinct(kept, name) for name in kept.relations}
     return Selection(kept, distinct, vocabulary, dropped, facts.valid_objects())
+
+
+def _sayable(asked: Sequence[Asked], words: Sequence[str] | None) -> list[str]:
+    """Return the words that are one token in every model, and that every model can answer."""
+    found = common_vocabulary([one.tokenizer for one in asked], words)
+    for one in asked:
+        pieces = pieces_in_text(one.tokenizer, found)
+        found = [word for word, (token,) in zip(found, pieces, strict=True) if token < one.reading.answers]
+    if not found:
+        raise InputError("no word that is one token in all of these models can be the answer of all")
+    return found
 
 
 def _askable(asked: Sequence[Asked], facts: Facts, vocabulary: Sequence[str] | None) -> tuple[Facts, dict[str, int]]:
@@ -83,7 +94,7 @@ def _askable(asked: Sequence[Asked], facts: Facts, vocabulary: Sequence[str] | N
             word
             for one in asked
             for word, ids in zip(objects, pieces_in_text(one.tokenizer, objects), strict=True)
-            if not ids or one.tokenizer.unknown in ids
+            if not ids or one.tokenizer.unknown in ids or max(ids) >= one.reading.answers
         }
         possible = set(objects) - unknown
     else:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from stemma.errors import InputError, closest
 from stemma.families import family_of
 from stemma.families.bert import checkpoint as bert_checkpoint
+from stemma.families.bert.layouts import LAYOUTS
 from stemma.families.bert.model import BERT
 from stemma.families.directory import read_config
 from stemma.families.glm import checkpoint as glm_checkpoint
@@ -46,6 +47,8 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TASK_TYPES = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 
 _BEGIN = "base_model.model."
+# How the paths of BERT's heads and its relatives' begin, which stand beside the stack.
+_BESIDE = ("cls.", "lm_head.", "vocab_", "pre_classifier")
 _ROWS = ".token_adapter.trainable_tokens_delta"  # values, whatever the name says
 # What transformers' classes with a head call the stack inside them.
 _STACKS = ("transformer.", "bert.", "glm.")
@@ -92,7 +95,7 @@ def save_adapter(
         raise InputError(f"lora: the {type(model).__name__} has no adapters to save")
     tensors = {_BEGIN + name: tensor for name, tensor in (extra or {}).items()}
     for path, (a, b, _) in updates.items():
-        begin = _BEGIN + ("" if path.startswith("cls.") else stack) + path  # BERT's heads stand beside the stack
+        begin = _BEGIN + ("" if path.startswith(_BESIDE) else stack) + path
         tensors |= {f"{begin}.lora_A.weight": a, f"{begin}.lora_B.weight": b}
     matrices = _token_matrices(model) if tokens else {}
     if task_type not in (None, "CAUSAL_LM"):
@@ -184,10 +187,11 @@ def _table(model: nn.Module) -> dict[str, Stored]:
         if isinstance(module, Linear | LoRALinear) and not name.endswith(".base")
     }
     rows = {}
+    encoder = LAYOUTS[model.config.relative].encoder if isinstance(model, BERT) else ""
     for stored in _published(model, sorted(layers)):
         names = tuple(name.removesuffix(".weight") for name in stored.parameters)
         if stored.rows is None and layers.issuperset(names):
-            path = stored.name.removesuffix(".weight").removeprefix("bert.")
+            path = stored.name.removesuffix(".weight").removeprefix(encoder)
             rows[path] = Stored(path, names, stored.transposed)
     return rows
 
@@ -249,7 +253,7 @@ def _stack(model: Any, task_type: str | None) -> str:
         case GPT() if gpt_checkpoint.published_type(model.config) != gpt_checkpoint.OWN_TYPE:
             return "" if bare else "transformer."
         case BERT():
-            return "" if bare else "bert."
+            return "" if bare else LAYOUTS[model.config.relative].encoder
         case T5():
             return "transformer." if task_type in ("SEQ_CLS", "TOKEN_CLS") else ""
         case GLM():

@@ -2,6 +2,8 @@
 
 - Devlin et al. 2018, "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding", section 3.
 - Where the paper is silent, the authors' code (google-research/bert, modeling.py).
+- Its relatives, of which only little is different: RoBERTa (Liu et al. 2019) with XLM-R and CamemBERT, and DistilBERT
+  (Sanh et al. 2019).
 """
 
 from dataclasses import dataclass, replace
@@ -17,13 +19,16 @@ from stemma.layers.linear import Linear, linear
 from stemma.layers.masks import Mask
 from stemma.layers.positions import positions_of
 
+Relative = Literal["bert", "roberta", "xlm-roberta", "camembert", "distilbert"]
+
 
 @dataclass(frozen=True)
 class BERTConfig:
     """What a BERT is made of; the defaults are BERT-base's of 110M parameters.
 
     Args:
-        vocabulary: number of token ids. context: longest text in tokens. segments: number of segment ids.
+        vocabulary: number of token ids. context: longest text in tokens. segments: number of segment ids, 0: no
+            segments are told apart.
         layers, hidden, heads: of the stack. feed_forward: inner width, default 4 * hidden.
         activation: "gelu" (error function: what the published weights are run with), "gelu_tanh" (the authors' code;
             outputs differ by about 1e-3) or "relu"; of the feed-forward networks and of the masked tokens' head.
@@ -31,6 +36,8 @@ class BERTConfig:
         tie_output: masked tokens are predicted by the token embedding.
         initial_std: of the initial weights. What a block adds at first grows with std * sqrt(hidden): a narrow model
             with the paper's 0.02 spends its first hundreds of updates on little but that.
+        relative: whose details and published names it has. The RoBERTas' first position is number 2, behind that of
+            padding, which is token 1; DistilBERT's pooled output is made by ReLU.
     """
 
     vocabulary: int = 30522
@@ -46,6 +53,27 @@ class BERTConfig:
     attention_dropout: float = 0.1
     tie_output: bool = True
     initial_std: float = 0.02
+    relative: Relative = "bert"
+
+    @property
+    def first_position(self) -> int:
+        """The row of the position embedding that a text's first token has."""
+        return 2 if self.is_roberta else 0
+
+    @property
+    def is_roberta(self) -> bool:
+        """Whether it is a RoBERTa or one of the two that are like it."""
+        return self.relative in ("roberta", "xlm-roberta", "camembert")
+
+    @property
+    def separators(self) -> int:
+        """How many [SEP] stand between two texts."""
+        return 2 if self.is_roberta else 1
+
+    @property
+    def second_segment(self) -> int:
+        """The segment of the second of two texts; those of a RoBERTa are alike."""
+        return 1 if self.relative == "bert" and self.segments > 1 else 0
 
     def __post_init__(self) -> None:
         if self.hidden % self.heads:
@@ -58,15 +86,19 @@ class Embeddings(nn.Module):
     def __init__(self, config: BERTConfig) -> None:
         super().__init__()
         self.token = nn.Embedding(config.vocabulary, config.hidden)
-        self.position = nn.Embedding(config.context, config.hidden)
-        self.segment = nn.Embedding(config.segments, config.hidden)
+        self.first_position = config.first_position
+        self.position = nn.Embedding(config.context + self.first_position, config.hidden)
+        self.segment = nn.Embedding(config.segments, config.hidden) if config.segments else None
         self.norm = nn.LayerNorm(config.hidden, config.norm_epsilon)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, tokens: Tensor, positions: Tensor, segments: Tensor | None) -> Tensor:
         """Return float [batch, length, hidden] for int64 [batch, length] each (positions also [length])."""
-        segment = self.segment.weight[0] if segments is None else self.segment(segments)
-        return self.dropout(self.norm(self.token(tokens) + self.position(positions) + segment))
+        x = self.token(tokens) + self.position(positions + self.first_position)
+        if self.segment is not None:
+            alike = segments is None or self.segment.num_embeddings == 1
+            x = x + (self.segment.weight[0] if alike else self.segment(segments))
+        return self.dropout(self.norm(x))
 
 
 class Block(nn.Module):
@@ -90,15 +122,16 @@ class Block(nn.Module):
 
 
 class Pooler(nn.Module):
-    """A text's vector: tanh of a linear map of its first token's state."""
+    """A text's vector: tanh (DistilBERT: ReLU) of a linear map of its first token's state."""
 
     def __init__(self, config: BERTConfig) -> None:
         super().__init__()
         self.dense = Linear(config.hidden, config.hidden)
+        self.activation = torch.relu if config.relative == "distilbert" else torch.tanh
 
     def forward(self, first: Tensor) -> Tensor:
         """Map the states of [CLS], float [..., hidden], to the same shape."""
-        return torch.tanh(self.dense(first))
+        return self.activation(self.dense(first))
 
 
 class MaskedHead(nn.Module):
@@ -107,7 +140,7 @@ class MaskedHead(nn.Module):
     def __init__(self, config: BERTConfig) -> None:
         super().__init__()
         self.dense = Linear(config.hidden, config.hidden)
-        self.activation = ACTIVATIONS[config.activation]
+        self.activation = ACTIVATIONS["gelu" if config.is_roberta else config.activation]
         self.norm = nn.LayerNorm(config.hidden, config.norm_epsilon)
         self.bias = nn.Parameter(torch.zeros(config.vocabulary))
         self.output = None if config.tie_output else Linear(config.hidden, config.vocabulary, bias=False)

@@ -164,16 +164,30 @@ class ELMo(nn.Module):
         Returns:
             float [1 + layers, batch, length, 2 * projection], zeros behind a row's end; states.
         """
+        outputs, states = self.directions(words, lengths, boundaries=boundaries, states=states)
+        real = torch.arange(words.shape[1], device=words.device) < lengths.unsqueeze(1)
+        layers = [torch.cat([words, words], -1)]
+        layers += [torch.cat(both, -1)[:, 1:-1] for both in outputs]
+        return torch.stack(layers) * real.unsqueeze(-1), states
+
+    def directions(
+        self, words: Tensor, lengths: Tensor, *, boundaries: Tensor | None = None, states: States | None = None
+    ) -> tuple[list[tuple[Tensor, Tensor]], Any]:
+        """Return the states of each layer behind the words, forward and backward, the marks round a sentence included.
+
+        Arguments as of `layers`. Word i is predicted from the last layer's forward state i and its backward state
+        i + 2, those of its neighbours.
+
+        Returns:
+            for each layer two of float [batch, length + 2, projection]; states.
+        """
         begin, end = self.boundaries() if boundaries is None else boundaries
         batch, length, _ = words.shape
-        real = torch.arange(length, device=words.device) < lengths.unsqueeze(1)
         framed = torch.cat([begin.expand(batch, 1, -1), words, words.new_zeros(batch, 1, words.shape[2])], 1)
         framed[torch.arange(batch, device=words.device), lengths + 1] = end
         back = reversal(lengths + 2, length + 2)
         outputs, states = self.context(torch.stack([framed, turned(framed, back)]), lengths + 2, states)
-        layers = [torch.cat([words, words], -1)]
-        layers += [torch.cat([ahead, turned(behind, back)], -1)[:, 1:-1] for ahead, behind in outputs]
-        return torch.stack(layers) * real.unsqueeze(-1), states
+        return [(ahead, turned(behind, back)) for ahead, behind in outputs], states
 
 
 def reversal(lengths: Tensor, length: int) -> Tensor:
