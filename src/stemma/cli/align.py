@@ -1,6 +1,5 @@
 """`stemma align`: from demonstrations, comparisons and rewards to a model that does what people want."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,12 +8,22 @@ import typer
 from stemma.cli.align_all import align_all
 from stemma.cli.align_rewards import docstrings, grpo, ppo
 from stemma.cli.failures import failures
+from stemma.cli.stages import (
+    AsJSON,
+    Overrides,
+    Overwrite,
+    RecipeName,
+    Template,
+    console_of,
+    display_on,
+    finish,
+    keys_given,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from stemma.alignment.reward_report import RewardReport
-    from stemma.training.trainer import Outcome
 
 app = typer.Typer(
     help="Align a model with what people want: demonstrations, comparisons, rewards.\n\n"
@@ -23,21 +32,10 @@ app = typer.Typer(
 )
 
 Model = Annotated[str, typer.Argument(help="A checkpoint directory or a Hugging Face hub id.", metavar="MODEL")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Any key of the recipe, e.g. training.lr=1e-5.")
-]
-RecipeName = Annotated[
-    str | None, typer.Option("--recipe", help="Recipe file or shipped name; default: by the model's size.")
-]
 Dev = Annotated[
     str | None, typer.Option(help="Held-out data: another file or data set, or a share of --train; default: 0.05.")
 ]
-Template = Annotated[
-    Path | None, typer.Option(help="Jinja chat template of conversations; default: the model's own, or a plain one.")
-]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Where to write; default: runs/STAGE-MODEL.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the run that is there and begin anew.")]
-AsJSON = Annotated[bool, typer.Option("--json", help="Print the result as JSON; the rest goes to stderr.")]
 _DATA = "JSONL, CSV, Parquet, a folder, or hf:owner/name[:config][:split]"
 _PAIRS = (
     f"Comparisons: {_DATA}. Rows have prompt, chosen, rejected; or chosen and rejected conversations (messages or "
@@ -76,12 +74,12 @@ def sft(
     from stemma.alignment.sft import tune
 
     data = {"prompt": prompt, "response": response, "messages": messages}
-    given = _given(model, train, dev, template, data, {"loss_on": loss_on})
+    given = keys_given(model, train, dev, template, data, {"loss_on": loss_on})
     recipe = build_recipe(SFTRecipe, _recipe(recipe_name, "sft", model), given, overrides or [])
-    directory, console = _directory(out, "sft", model), _console(as_json)
+    directory, console = _directory(out, "sft", model), console_of(as_json)
     with failures(console):
-        outcome, results = tune(recipe, directory, overwrite=overwrite, display=_display(console))
-    _finish(outcome, results, directory, console, as_json, f"next: stemma chat {directory}")
+        outcome, results = tune(recipe, directory, overwrite=overwrite, display=display_on(console))
+    finish(outcome, results, directory, console, as_json, f"next: stemma chat {directory}")
 
 
 @app.command()
@@ -109,15 +107,15 @@ def reward(
     from stemma.alignment.recipe import RewardRecipe, build_recipe
     from stemma.alignment.reward import train_reward_model
 
-    given = _given(model, train, dev, template, {}, {"demonstrations": demonstrations})
+    given = keys_given(model, train, dev, template, {}, {"demonstrations": demonstrations})
     recipe = build_recipe(RewardRecipe, _recipe(recipe_name, "reward", model), given, overrides or [])
-    directory, console = _directory(out, "reward", model), _console(as_json)
+    directory, console = _directory(out, "reward", model), console_of(as_json)
     with failures(console):
-        outcome, found = train_reward_model(recipe, directory, overwrite=overwrite, display=_display(console))
+        outcome, found = train_reward_model(recipe, directory, overwrite=overwrite, display=display_on(console))
     if found is not None and not as_json:
         _show_report(found, console)
     results = None if found is None else found.as_dict()
-    _finish(outcome, results, directory, console, as_json, f"next: stemma align score {directory} responses.jsonl")
+    finish(outcome, results, directory, console, as_json, f"next: stemma align score {directory} responses.jsonl")
 
 
 @app.command()
@@ -228,38 +226,18 @@ def dpo(
     from stemma.alignment.dpo import optimise
     from stemma.alignment.recipe import DPORecipe, build_recipe
 
-    given = _given(model, train, dev, template, {}, {"beta": beta, "loss": loss})
+    given = keys_given(model, train, dev, template, {}, {"beta": beta, "loss": loss})
     recipe = build_recipe(DPORecipe, _recipe(recipe_name, "dpo", model), given, overrides or [])
-    directory, console = _directory(out, "dpo", model), _console(as_json)
+    directory, console = _directory(out, "dpo", model), console_of(as_json)
     with failures(console):
-        outcome, results = optimise(recipe, directory, overwrite=overwrite, display=_display(console))
-    _finish(outcome, results, directory, console, as_json, f"next: stemma chat {directory}")
+        outcome, results = optimise(recipe, directory, overwrite=overwrite, display=display_on(console))
+    finish(outcome, results, directory, console, as_json, f"next: stemma chat {directory}")
 
 
 app.command()(ppo)
 app.command()(grpo)
 app.command()(docstrings)
 app.command("all")(align_all)
-
-
-def _given(
-    model: str,
-    train: str,
-    dev: str | None,
-    template: Path | None,
-    data: Mapping[str, Any],
-    objective: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Return the keys of a recipe that the options give."""
-    shared = {"train": train, "dev": _number_or_text(dev), "template": None if template is None else str(template)}
-    return {"model": model, "data": {**shared, **data}, "objective": objective}
-
-
-def _number_or_text(value: str | None) -> str | float | None:
-    try:
-        return None if value is None else float(value)
-    except ValueError:
-        return value
 
 
 def _recipe(name: str | None, stage: str, model: str) -> str:
@@ -274,48 +252,6 @@ def _recipe(name: str | None, stage: str, model: str) -> str:
 
 def _directory(out: Path | None, stage: str, model: str) -> Path:
     return out or Path("runs") / f"{stage}-{Path(model).name}"
-
-
-def _console(as_json: bool) -> "Console":
-    from rich.console import Console
-
-    return Console(stderr=as_json)
-
-
-def _display(console: "Console") -> Any:
-    from stemma.training.progress import ConsoleDisplay
-
-    return ConsoleDisplay(console)
-
-
-def _finish(
-    outcome: "Outcome",
-    results: Mapping[str, Any] | None,
-    directory: Path,
-    console: "Console",
-    as_json: bool,
-    following: str,
-) -> None:
-    """Print how a run ended, and where its weights are."""
-    import json
-
-    if as_json:
-        print(json.dumps({"reason": outcome.reason, "out": str(directory), **(results or {})}))
-    elif results is None:
-        console.print("saved; the same command again goes on from here", highlight=False)
-    else:
-        best = outcome.progress.best_step
-        numbers = [f"{name.replace('_', ' ')} {value:.5g}" for name, value in results.get("held_out", {}).items()]
-        ended = f"{outcome.reason} after {outcome.progress.step:,} steps"
-        console.print(ended + (f"; held out: {', '.join(numbers)}" if numbers else ""), highlight=False)
-        console.print(
-            f"weights: {directory}; lowest held-out loss, of step {best:,}: {directory / 'best'}",
-            soft_wrap=True,
-            highlight=False,
-        )
-        console.print(following, highlight=False, soft_wrap=True)
-    if outcome.signal is not None:
-        raise typer.Exit(128 + outcome.signal)
 
 
 def _show_report(found: "RewardReport", console: "Console") -> None:

@@ -5,8 +5,18 @@ from typing import Annotated, Any
 
 import typer
 
-from stemma.cli.align import AsJSON, Overrides, Overwrite, RecipeName, Template
 from stemma.cli.failures import failures
+from stemma.cli.stages import (
+    AsJSON,
+    Overrides,
+    Overwrite,
+    RecipeName,
+    Template,
+    console_of,
+    display_on,
+    finish,
+    keys_given,
+)
 
 app = typer.Typer(
     help="Teach small models by large ones, or one by many.\n\n"
@@ -56,7 +66,6 @@ def classifier(
     Example: [bold]stemma distill classifier runs/small --teacher runs/finetune-bert/best --train train.csv[/bold], or
     [bold]stemma distill classifier vit/tiny --teacher runs/one --teacher runs/other --train digits[/bold]
     """
-    from stemma.cli.align import _console, _display
     from stemma.cli.finetune import report
     from stemma.cli.images import distil_images, image_student
     from stemma.errors import InputError
@@ -79,13 +88,13 @@ def classifier(
     }
     if dev is not None:
         given["data"]["dev"] = dev
-    console = _console(as_json)
+    console = console_of(as_json)
     family, parameters = family_and_size(student)
     draft = build_recipe(given, overrides or [], family=family, parameters=parameters, examples=1 << 60)
     splits = read_splits(draft)
     recipe = build_recipe(given, overrides or [], family=family, parameters=parameters, examples=len(splits.train))
     with failures(console):
-        outcome, results = finetune(recipe, directory, splits=splits, overwrite=overwrite, display=_display(console))
+        outcome, results = finetune(recipe, directory, splits=splits, overwrite=overwrite, display=display_on(console))
     report(outcome, results, directory, console, as_json)
     if outcome.signal is not None:
         raise typer.Exit(128 + outcome.signal)
@@ -134,7 +143,6 @@ def tokens(
     Example: [bold]stemma distill tokens runs/small --teacher runs/book --train my-book.txt --text text[/bold]
     """
     from stemma.alignment.recipe import SMALL_MODEL, build_recipe
-    from stemma.cli.align import _console, _display, _finish, _given
     from stemma.distillation.distil import distil, distil_masked
     from stemma.distillation.recipe import DistillationRecipe
     from stemma.finetuning.run import family_and_size
@@ -149,7 +157,7 @@ def tokens(
         "cache": int(cache) if cache is not None and cache.isdecimal() else cache,
     }
     data = {"text": text, "prompt": prompt, "response": response, "messages": messages}
-    given = _given(student, train, dev, template, data, objective)
+    given = keys_given(student, train, dev, template, data, objective)
     family, parameters = family_and_size(student)
     masked, small = family == "bert", parameters < SMALL_MODEL
     if masked:
@@ -159,11 +167,11 @@ def tokens(
     name = recipe_name or name
     teach = distil_masked if masked else distil
     recipe = build_recipe(DistillationRecipe, name, given, overrides or [])
-    directory, console = _directory(out, student), _console(as_json)
+    directory, console = _directory(out, student), console_of(as_json)
     with failures(console):
-        outcome, results = teach(recipe, directory, overwrite=overwrite, display=_display(console))
+        outcome, results = teach(recipe, directory, overwrite=overwrite, display=display_on(console))
     following = f"stemma finetune {directory} ..." if masked else f"stemma generate {directory} --prompt ..."
-    _finish(outcome, results, directory, console, as_json, f"next: {following}")
+    finish(outcome, results, directory, console, as_json, f"next: {following}")
 
 
 @app.command()
@@ -188,13 +196,12 @@ def sequences(
     """
     import json
 
-    from stemma.cli.align import _console, _display
     from stemma.distillation.sequences import Search, write_sequences
 
-    console = _console(as_json)
+    console = console_of(as_json)
     search = Search(beams, longest, temperature, seed)
     count = write_sequences(
-        teacher, prompts, out, search, prompt=prompt, reference=reference, display=_display(console)
+        teacher, prompts, out, search, prompt=prompt, reference=reference, display=display_on(console)
     )
     if as_json:
         print(json.dumps({"out": str(out), "rows": count}))
@@ -222,7 +229,6 @@ def student(
 
     import yaml
 
-    from stemma.cli.align import _console
     from stemma.distillation.students import make_student
     from stemma.errors import InputError
 
@@ -237,7 +243,7 @@ def student(
     if as_json:
         print(json.dumps({"out": str(out), "parameters": parameters, "layers": kept}))
         return
-    console = _console(False)
+    console = console_of(False)
     start = "random weights" if kept is None else f"the teacher's layers {', '.join(map(str, kept))} (from 0)"
     console.print(f"{parameters:,} parameters, {start}: {out}", highlight=False, soft_wrap=True)
 
