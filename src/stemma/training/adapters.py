@@ -51,7 +51,7 @@ _BEGIN = "base_model.model."
 _BESIDE = ("cls.", "lm_head.", "vocab_", "pre_classifier")
 _ROWS = ".token_adapter.trainable_tokens_delta"  # values, whatever the name says
 # What transformers' classes with a head call the stack inside them.
-_STACKS = ("transformer.", "bert.", "glm.")
+_STACKS = ("transformer.", "glm.", *dict.fromkeys(layout.encoder for layout in LAYOUTS.values()))
 # Options of PEFT by which an adapter computes something else than LoRA.
 _UNSUPPORTED = (
     "use_dora", "lora_bias", "layer_replication", "target_parameters", "use_bdlora",
