@@ -39,7 +39,7 @@ def same(one: torch.Tensor, other: torch.Tensor) -> None:
     torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["bert", "gpt", "gpt 1", "gpt untied"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "gpt", "gpt 1", "gpt untied"])
 @pytest.mark.parametrize("kind", ["classification", "tagging"])
 def test_peft_gives_our_logits(family: str, kind: str, tmp_path: Path) -> None:
     if family == "gpt 1" and kind == "tagging":

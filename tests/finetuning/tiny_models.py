@@ -30,7 +30,12 @@ FAMILIES = ("bert", "gpt", "glm", "t5", "unilm", "lstm")
 
 @cache
 def tokenizer_of(family: str) -> Tokenizer:
-    if family in ("bert", "unilm"):
+    if family == "roberta":
+        names = ("<pad>", "<s>", "</s>", "<unk>", "<mask>")
+        roles = ("pad_token", "cls_token", "sep_token", "unk_token", "mask_token")
+        plain = train_tokenizer([WORDS * 20], "bpe", 300, special=names)
+        return plain.with_special_tokens(**dict(zip(roles, names, strict=True)))
+    if family in ("bert", "unilm", "distilbert"):
         return prepare_bert(train_tokenizer([WORDS * 20], "wordpiece", 160))
     if family == "t5":
         return prepare_t5(train_tokenizer([WORDS * 20], "unigram", 130, byte_fallback=False))
@@ -55,6 +60,9 @@ def model_of(family: str, *, context: int = 64, seed: int = 0) -> Any:
     if family in ("bert", "unilm"):
         segments = 6 if family == "unilm" else 2
         model: Any = BERT(BERTConfig(**shape, context=context, segments=segments, initial_std=0.2, dropout=0.0))
+    elif family in ("roberta", "distilbert"):
+        segments = 1 if family == "roberta" else 0
+        model = BERT(BERTConfig(**shape, context=context, segments=segments, relative=family, initial_std=0.2))
     elif family in ("mistral", "mixtral"):
         more = {"key_value_heads": 2, "feed_forward": 48, "experts": 4 if family == "mixtral" else 0}
         model = Mistral(MistralConfig(**shape, **more, context=context, windows=(None,)))
@@ -78,7 +86,7 @@ def directory_of(family: str, folder: Path, *, context: int = 64) -> Path:
 
 def recipe_of(directory: Path, task: dict[str, Any], data: dict[str, Any], **training: Any) -> FineTuningRecipe:
     """Settings with which a tiny model learns eight examples by heart in a second or two."""
-    family = "bert" if directory.name == "unilm" else directory.name
+    family = "bert" if directory.name in ("unilm", "roberta", "distilbert") else directory.name
     rate = {"t5": 1e-2, "lstm": 2e-2}.get(family, 3e-3)
     given = {
         "model": str(directory),

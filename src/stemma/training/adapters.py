@@ -51,7 +51,7 @@ _BEGIN = "base_model.model."
 _BESIDE = ("cls.", "lm_head.", "vocab_", "pre_classifier")
 _ROWS = ".token_adapter.trainable_tokens_delta"  # values, whatever the name says
 # What transformers' classes with a head call the stack inside them.
-_STACKS = ("transformer.", "bert.", "glm.")
+_STACKS = ("transformer.", "glm.", *dict.fromkeys(layout.encoder for layout in LAYOUTS.values()))
 # Options of PEFT by which an adapter computes something else than LoRA.
 _UNSUPPORTED = (
     "use_dora", "lora_bias", "layer_replication", "target_parameters", "use_bdlora",
@@ -119,7 +119,7 @@ def save_adapter(
         "alpha_pattern": alphas,
         "bias": "none",
         "fan_in_fan_out": any(table[path].transposed for path in updates),
-        "modules_to_save": sorted({name.rpartition(".")[0] for name in extra}) if extra else None,
+        "modules_to_save": sorted({_saved_whole(name) for name in extra}) if extra else None,
         "inference_mode": True,
     }
     if matrices:
@@ -329,6 +329,11 @@ def _pair(
     if not pairs:
         raise InputError(f"{file}: no tensors of LoRA, expected names like '{_BEGIN}....lora_A.weight'")
     return extra, pairs
+
+
+def _saved_whole(name: str) -> str:
+    """Return the module of a tensor that PEFT saves: of a RoBERTa's classifier, which has two layers, all of it."""
+    return "classifier" if name.startswith("classifier.") else name.rpartition(".")[0]
 
 
 def _shortest_names(updates: Mapping[str, Any], table: Mapping[str, Stored]) -> dict[str, str]:

@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_models
 import torch
 import transformers
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stemma.data.tokenizers import Tokenizer, load_tokenizer, pieces_in_text, train_tokenizer
+from stemma.data.tokenizers import Tokenizer, load_tokenizer, pieces_in_text
 from stemma.errors import InputError
 from stemma.families import load, save
 from stemma.families.bert.model import BERT
-from stemma.families.bert.tokens import frame_and_mask, prepare_tokenizer
+from stemma.families.bert.tokens import frame_and_mask
 from stemma.finetuning.checkpoint import TaskDescription, load_finetuned, save_finetuned
 from stemma.finetuning.heads import WithHead
 from stemma.finetuning.reading import reader_of
@@ -25,7 +26,6 @@ from stemma.layers.masks import Mask
 from stemma.probing.facts import Query
 from stemma.probing.facts_readings import reading_of
 
-WORDS = "the quick brown fox jumps over the lazy dog while the cat sings to Anna in Paris or London . "
 SHAPE: dict[str, Any] = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
     "max_position_embeddings": 40,
@@ -42,17 +42,7 @@ ONE_EACH = ("roberta", "distilbert")
 
 
 def tokenizer_of(kind: str) -> Tokenizer:
-    if kind == "distilbert":
-        return prepare_tokenizer(train_tokenizer([WORDS * 20], "wordpiece", 90))
-    plain = train_tokenizer([WORDS * 20], "bpe", 300, special=("<pad>", "<s>", "</s>", "<unk>", "<mask>"))
-    roles = {
-        "pad_token": "<pad>",
-        "cls_token": "<s>",
-        "sep_token": "</s>",
-        "unk_token": "<unk>",
-        "mask_token": "<mask>",
-    }
-    return plain.with_special_tokens(**roles)
+    return tiny_models.tokenizer_of("distilbert" if kind == "distilbert" else "roberta")
 
 
 def reference(kind: str, task: str = "MaskedLM", **options: Any) -> Any:
