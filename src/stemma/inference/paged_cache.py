@@ -8,6 +8,7 @@ and no more, however long the text.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from mmap import ACCESS_COPY, mmap
 from typing import Any
 
 import numpy as np
@@ -243,13 +244,12 @@ class PagedCache:
 
 
 def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Return `torch.zeros`; on a CPU it takes memory page by page, as it is written to: NumPy asks for zeroed pages."""
+    """Return `torch.zeros`; on a CPU it takes memory page by page, as it is written to, and gives it back with the
+    tensor, whatever the allocator does: a training that writes texts may keep what is freed."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    size, line = math.prod(shape) * dtype.itemsize, 64  # bytes; rows begin where lines of the processor's cache do
-    memory = torch.from_numpy(np.zeros(size + line, np.uint8))
-    begin = -memory.data_ptr() % line
-    return memory[begin : begin + size].view(dtype).view(shape)
+    pages = mmap(-1, max(math.prod(shape) * dtype.itemsize, 1), access=ACCESS_COPY)
+    return torch.frombuffer(pages, dtype=dtype, count=math.prod(shape)).view(shape)
 
 
 def _most_blocks(window: int | None, context: int, block: int) -> int:

@@ -126,7 +126,7 @@ def test_evaluate_prints_bleu_with_its_signature(
         main()
     assert not ended.value.code
     found = json.loads(capsys.readouterr().out)
-    assert found["examples"] == 40 and found["metrics"]["bleu"] > 90
+    assert found["examples"] == 40 and found["metrics"]["bleu"] > 80
     assert "tok:13a" in found["signatures"]["bleu"]
 
 
