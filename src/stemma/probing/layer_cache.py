@@ -22,7 +22,7 @@ from stemma.inference.states import layers_of
 from stemma.inference.word_states import WordStates, word_vectors
 from stemma.probing.retokenise import Pieces, retokenise
 
-_BATCH_TOKENS = 4096
+_BATCH_TOKENS = 1024  # more do not stay in the caches of a processor
 _BYTES = 2  # of a bfloat16: float16 does not hold the largest states of some models
 
 
