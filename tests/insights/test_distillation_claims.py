@@ -14,7 +14,6 @@ from stemma.insights.claims import Claim
 from stemma.insights.digits import best_of, errors, fit, load_digits, logits_of, network
 from stemma.insights.experiments import Job
 
-pytest.importorskip("sklearn")
 SMALL = {
     soft_targets: {"teacher": 16, "student": 16, "steps": 5},
     few_labels: {"teacher": 16, "student": 16, "steps": 5},

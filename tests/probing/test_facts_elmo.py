@@ -113,7 +113,6 @@ def test_likeliest_answers_are_words() -> None:
 
 
 def test_published_weights_answer_with_their_softmax_and_vocabulary(tmp_path: Path) -> None:
-    pytest.importorskip("h5py")
     words = ["</S>", "<S>", "<UNK>", "the", "dog", "fox", "Paris"]
     model = elmo_of(vocabulary=len(words))
     save_published(model, tmp_path, words)
@@ -125,7 +124,6 @@ def test_published_weights_answer_with_their_softmax_and_vocabulary(tmp_path: Pa
 
 
 def test_published_weights_without_a_softmax_are_refused_in_one_line(tmp_path: Path) -> None:
-    pytest.importorskip("h5py")
     model = elmo_of(vocabulary=0)
     save_published(model, tmp_path)
     with pytest.raises(InputError, match="an ELMo without a softmax predicts no words: expected .*softmax_weights"):
