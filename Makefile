@@ -20,6 +20,8 @@ bench: .venv/dev
 	.venv/bin/python benchmarks/finetuning.py
 	.venv/bin/python benchmarks/fill.py
 	.venv/bin/python benchmarks/facts.py --quick
+	.venv/bin/python benchmarks/probing.py --quick
+	.venv/bin/python benchmarks/prompting.py --quick
 	.venv/bin/python benchmarks/vectors.py --words 500000
 	.venv/bin/python benchmarks/training.py --quick
 	.venv/bin/python benchmarks/decode.py --quick

@@ -35,6 +35,7 @@ from common import machine, median, peak_memory, table
 from stemma import families
 from stemma.data.tokenizers import load_tokenizer
 from stemma.families.gpt.model import GPT, GPTConfig
+from stemma.training.hardware import prepare_processor
 from texts import VOCABULARY, wordpiece
 
 TEMPERATURE, WEIGHT, RATE, LONGEST = 2.0, 0.5, 1e-4, 256
@@ -125,6 +126,8 @@ def join(texts: Texts) -> tuple[dict[str, Tensor], Tensor, Tensor]:
 def measure(arm: str, folder: Path, threads: int, batches: int, size: int) -> None:
     """Run one arm in this process, and print its seconds, peak memory and first loss."""
     torch.set_num_threads(threads)
+    if arm == "stemma":
+        prepare_processor(training=True)  # as `stemma distill` does
     student, loss_of = ours(folder) if arm == "stemma" else theirs(folder, arm.endswith("padded"))
     parameters = list(student.parameters())
     optimizer = torch.optim.AdamW(parameters, RATE, weight_decay=0.0, fused=True)

@@ -57,7 +57,7 @@ def evaluate_task(
 def _tell(model: str, shots: int, found: "Evaluated", as_json: bool) -> None:
     if as_json:
         metrics = {name: {"mean": share.mean, "error": share.error} for name, share in found.metrics.items()}
-        summary = {"model": model, "task": found.task, "questions": found.questions}
+        summary = {"model": model, "task": found.task, "shots": shots, "questions": found.questions}
         print(json.dumps(summary | {"metrics": metrics, "costs": found.costs}))
         return
     console = Console(highlight=False)

@@ -248,7 +248,7 @@ def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> to
     tensor, whatever the allocator does: a training that writes texts may keep what is freed."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    pages = mmap(-1, max(math.prod(shape) * dtype.itemsize, 1), access=ACCESS_COPY)
+    pages = mmap(-1, math.prod(shape) * dtype.itemsize, access=ACCESS_COPY)
     return torch.frombuffer(pages, dtype=dtype, count=math.prod(shape)).view(shape)
 
 

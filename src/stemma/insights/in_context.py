@@ -20,7 +20,7 @@ from stemma.insights.card_tasks import (
     divide_tasks,
     draw_documents,
 )
-from stemma.insights.claims import Claim, Decision, Outcome, Results, values
+from stemma.insights.claims import Claim, Decision, Results, by_all, values
 from stemma.insights.experiments import Column, Experiment, Job, Measures
 from stemma.insights.line_models import TOKENIZER, pretrained, save_tokenizer
 from stemma.insights.parts import Curves, Series
@@ -117,11 +117,7 @@ def decide(results: Results) -> Decision:
         return Decision("undecided", effect, "the tasks are done without examples", details)
     if learned.low <= CHANCE + MARGIN:
         return Decision("undecided", effect, "the largest model did not learn its own tasks", details)
-    outcome: Outcome = "undecided"
-    if effect.low > 0 and largest.low > 0:
-        outcome = "reproduced"
-    elif effect.high < 0 or largest.high < 0:
-        outcome = "not reproduced"
+    outcome, _ = by_all([effect, largest])
     return Decision(outcome, effect, details=details)
 
 

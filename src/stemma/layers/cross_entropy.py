@@ -44,8 +44,7 @@ def linear_cross_entropy(
             hidden, targets = hidden[kept], targets[kept]
     if divisor is None:
         divisor = (targets != ignore_index).sum().clamp_min(1)
-    if compiles_kernels(hidden):
-        more = rounded_up(len(targets)) - len(targets)
+    if compiles_kernels(hidden) and (more := rounded_up(len(targets)) - len(targets)):
         hidden, targets = F.pad(hidden, (0, 0, 0, more)), F.pad(targets, (0, more), value=ignore_index)
     if not torch.is_grad_enabled():  # a Function's needs_input_grad does not know of no_grad
         hidden, weight = hidden.detach(), weight.detach()
@@ -103,12 +102,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needs_bias else None
         chosen = torch.empty(hidden.shape[0], dtype=torch.float32, device=device)  # log-probabilities of the targets
         scale = (targets != ignore_index) / divisor
+        needs_any = needs_hidden or needs_weight or needs_bias
         rows = max(64, CHUNK_BYTES // (weight.shape[0] * dtype.itemsize))
         for start in range(0, hidden.shape[0], rows):
             chunk = slice(start, start + rows)
             logits = linear(states[chunk], matrix, offset)  # [rows, vocabulary]
             index = targets[chunk].where(targets[chunk] != ignore_index, 0).unsqueeze(1)
-            needs_any = needs_hidden or needs_weight or needs_bias
             chosen[chunk] = _log_probabilities(logits, index, label_smoothing, with_gradient=needs_any)
             if not needs_any:
                 continue

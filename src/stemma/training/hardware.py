@@ -18,7 +18,7 @@ def prepare_processor(*, training: bool = False) -> None:
     """Treat denormal numbers as 0: without this a model driven to a loss near 0 runs ten times slower on a CPU.
 
     In `training`, where every step takes and frees the same memory, glibc keeps what is freed: to give it back and to
-    be handed new pages, zeroed, is a seventh to a quarter of the time of a step on a CPU.
+    be handed new pages, zeroed, is an eighth to a quarter of the time of a step on a CPU.
     """
     torch.set_flush_denormal(True)
     if training and sys.platform == "linux":
