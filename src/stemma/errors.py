@@ -1,7 +1,11 @@
-"""Errors that are the user's to mend, and the hint that helps to mend them."""
+"""Errors that are told in one line, most of them the user's to mend, and the hint that helps to mend them."""
 
 import difflib
 from collections.abc import Iterable
+
+
+class Diverged(Exception):
+    """A training went wrong: its numbers are not finite, or a policy ran away. The last good checkpoint is intact."""
 
 
 class InputError(Exception):

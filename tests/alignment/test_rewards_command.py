@@ -6,6 +6,7 @@ import pytest
 from policies import directory_of, prompts_file
 from typer.testing import CliRunner
 
+from stemma.alignment.rails import RunAway
 from stemma.cli import build
 from stemma.errors import InputError
 
@@ -37,14 +38,14 @@ def test_a_run_and_what_it_prints(method, setup, tmp_path):
     assert isinstance(other.exception, InputError) and "update.clip: 0.1, 0.2" in str(other.exception)
 
 
-def test_a_run_that_ran_away_exits_with_1(setup, tmp_path):
+def test_a_run_that_ran_away_says_where(setup, tmp_path):
     model, prompts = setup
     found = stemma(
         *("align", "ppo", model, *SHORT, "training.steps=20", "training.lr=0.03", "rails.kl=0.01"),
         *("--prompts", prompts, "--reward", "policies:vowels", "--out", tmp_path / "out"),
     )
-    assert found.exit_code == 1
-    assert "error: stopped at step" in found.output and "rails.kl" in found.output
+    assert isinstance(found.exception, RunAway)
+    assert str(found.exception).startswith("stopped at step") and "rails.kl" in str(found.exception)
 
 
 @pytest.mark.parametrize(

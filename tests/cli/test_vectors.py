@@ -142,8 +142,8 @@ def test_a_full_disk_is_one_clear_line(recipe, run, tmp_path, monkeypatch):
 
     monkeypatch.setattr("stemma.data.vectors.save_file", full)
     for epochs, name in ((1, "model"), (3, "training_state")):  # the vectors themselves, the state after an epoch
-        code, out, _ = run("pretrain", recipe(WORD2VEC), f"training.epochs={epochs}", "--out", f"run-{epochs}")
-        assert code == 1 and f"{name}.safetensors: Error while serializing: No space left" in out
+        code, _, told = run("pretrain", recipe(WORD2VEC), f"training.epochs={epochs}", "--out", f"run-{epochs}")
+        assert code == 1 and f"{name}.safetensors: Error while serializing: No space left" in told
         assert not (tmp_path / f"run-{epochs}" / f"{name}.safetensors").exists()
 
 

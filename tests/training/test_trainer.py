@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from stemma.errors import Diverged
 from stemma.training.batches import Batches, Plan
-from stemma.training.non_finite import Diverged
 from stemma.training.optimizer import adamw
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from stemma.training.non_finite import Diverged
+from stemma.errors import Diverged
 
 CLIPPED_IN_A_ROW = 3
 

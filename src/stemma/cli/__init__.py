@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from stemma.errors import InputError, closest
+from stemma.errors import Diverged, InputError, closest
 
 _python_warning = warnings.formatwarning
 
@@ -103,7 +103,7 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output (head, less) has gone: no traceback, and none at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except OSError as error:  # a disk that is full, a folder that may not be written
+    except (OSError, Diverged) as error:  # a disk that is full, a folder that may not be written, a training that broke
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

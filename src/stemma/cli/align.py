@@ -7,7 +7,6 @@ import typer
 
 from stemma.cli.align_all import align_all
 from stemma.cli.align_rewards import docstrings, grpo, ppo
-from stemma.cli.failures import failures
 from stemma.cli.stages import (
     AsJSON,
     Overrides,
@@ -77,8 +76,7 @@ def sft(
     given = keys_given(model, train, dev, template, data, {"loss_on": loss_on})
     recipe = build_recipe(SFTRecipe, _recipe(recipe_name, "sft", model), given, overrides or [])
     directory, console = _directory(out, "sft", model), console_of(as_json)
-    with failures(console):
-        outcome, results = tune(recipe, directory, overwrite=overwrite, display=display_on(console))
+    outcome, results = tune(recipe, directory, overwrite=overwrite, display=display_on(console))
     finish(outcome, results, directory, console, as_json, f"next: stemma chat {directory}")
 
 
@@ -110,8 +108,7 @@ def reward(
     given = keys_given(model, train, dev, template, {}, {"demonstrations": demonstrations})
     recipe = build_recipe(RewardRecipe, _recipe(recipe_name, "reward", model), given, overrides or [])
     directory, console = _directory(out, "reward", model), console_of(as_json)
-    with failures(console):
-        outcome, found = train_reward_model(recipe, directory, overwrite=overwrite, display=display_on(console))
+    outcome, found = train_reward_model(recipe, directory, overwrite=overwrite, display=display_on(console))
     if found is not None and not as_json:
         _show_report(found, console)
     results = None if found is None else found.as_dict()
@@ -229,8 +226,7 @@ def dpo(
     given = keys_given(model, train, dev, template, {}, {"beta": beta, "loss": loss})
     recipe = build_recipe(DPORecipe, _recipe(recipe_name, "dpo", model), given, overrides or [])
     directory, console = _directory(out, "dpo", model), console_of(as_json)
-    with failures(console):
-        outcome, results = optimise(recipe, directory, overwrite=overwrite, display=display_on(console))
+    outcome, results = optimise(recipe, directory, overwrite=overwrite, display=display_on(console))
     finish(outcome, results, directory, console, as_json, f"next: stemma chat {directory}")
 
 

@@ -6,8 +6,6 @@ from typing import Annotated
 
 import typer
 
-from stemma.cli.failures import failures
-
 
 def align_all(
     model: Annotated[
@@ -56,8 +54,7 @@ def align_all(
         overrides=overrides or [],
     )
     console = Console(stderr=as_json)
-    with failures(console):
-        found = run(settings, out, overwrite=overwrite, display=ConsoleDisplay(console), curves=CurvesDisplay(console))
+    found = run(settings, out, overwrite=overwrite, display=ConsoleDisplay(console), curves=CurvesDisplay(console))
     if found.signal is not None:
         console.print("saved; the same command again goes on from here", highlight=False)
         raise typer.Exit(128 + found.signal)

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stemma.cli.failures import failures
-
 if TYPE_CHECKING:
     from stemma.alignment.reinforcement_recipe import ReinforcementRecipe
 
@@ -107,8 +105,7 @@ def _run(kind: "type[ReinforcementRecipe]", name: str, given: dict[str, Any]) ->
     wanted = {"prompts": {"source": given["prompts"]}, "reward": {"source": given["reward"]}}
     recipe = build_recipe(kind, path, {"model": given["model"], **wanted}, given["overrides"] or [])
     console = Console(stderr=given["as_json"])
-    with failures(console):
-        ended = reinforce(recipe, given["out"], overwrite=given["overwrite"], display=CurvesDisplay(console))
+    ended = reinforce(recipe, given["out"], overwrite=given["overwrite"], display=CurvesDisplay(console))
     standing = ended.standing
     numbers = {
         "steps": standing.step,

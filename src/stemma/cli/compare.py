@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stemma.cli.failures import failures
-
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -74,7 +72,7 @@ def compare(
         text, field, documents, table, label_text, label_column, arms, tuple(range(1, seeds + 1)), scale, budget
     )
     console = Console(stderr=as_json)
-    with failures(console), observed(board_of(plan), console) as observer:
+    with observed(board_of(plan), console) as observer:
         try:
             results = run(plan, out, workers=workers or os.cpu_count() or 1, observer=observer)
         except Interrupted:

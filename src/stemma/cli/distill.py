@@ -5,7 +5,6 @@ from typing import Annotated, Any
 
 import typer
 
-from stemma.cli.failures import failures
 from stemma.cli.stages import (
     AsJSON,
     Overrides,
@@ -93,8 +92,7 @@ def classifier(
     draft = build_recipe(given, overrides or [], family=family, parameters=parameters, examples=1 << 60)
     splits = read_splits(draft)
     recipe = build_recipe(given, overrides or [], family=family, parameters=parameters, examples=len(splits.train))
-    with failures(console):
-        outcome, results = finetune(recipe, directory, splits=splits, overwrite=overwrite, display=display_on(console))
+    outcome, results = finetune(recipe, directory, splits=splits, overwrite=overwrite, display=display_on(console))
     report(outcome, results, directory, console, as_json)
     if outcome.signal is not None:
         raise typer.Exit(128 + outcome.signal)
@@ -168,8 +166,7 @@ def tokens(
     teach = distil_masked if masked else distil
     recipe = build_recipe(DistillationRecipe, name, given, overrides or [])
     directory, console = _directory(out, student), console_of(as_json)
-    with failures(console):
-        outcome, results = teach(recipe, directory, overwrite=overwrite, display=display_on(console))
+    outcome, results = teach(recipe, directory, overwrite=overwrite, display=display_on(console))
     following = f"stemma finetune {directory} ..." if masked else f"stemma generate {directory} --prompt ..."
     finish(outcome, results, directory, console, as_json, f"next: {following}")
 

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stemma.cli.failures import failures
-
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -101,8 +99,7 @@ def finetune(
     splits = read_splits(draft)
     recipe = build_recipe(given, overrides or [], family=family, parameters=parameters, examples=len(splits.train))
     display = ConsoleDisplay(console)
-    with failures(console):
-        outcome, results = run(recipe, directory, splits=splits, overwrite=overwrite, display=display)
+    outcome, results = run(recipe, directory, splits=splits, overwrite=overwrite, display=display)
     report(outcome, results, directory, console, as_json)
     if outcome.signal is not None:
         raise typer.Exit(128 + outcome.signal)

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from stemma.cli.failures import failures
-
 if TYPE_CHECKING:
     from stemma.training.image_recipe import ImageRecipe
     from stemma.training.progress import ConsoleDisplay
@@ -54,8 +52,7 @@ def train_images(
         if as_json:
             print(json.dumps(prepared.summary))
         return
-    with failures(console):
-        outcome = run(recipe, directory, resume=resume, overwrite=overwrite, display=display)
+    outcome = run(recipe, directory, resume=resume, overwrite=overwrite, display=display)
     progress = outcome.progress
     if is_main() and as_json:
         result = asdict(progress)

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stemma.cli.failures import failures
-
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -86,8 +84,7 @@ def pretrain(
         if as_json:
             print(json.dumps(prepared.summary))
         return
-    with failures(console):
-        outcome = run(loaded, directory, resume=resume, overwrite=overwrite, display=display)
+    outcome = run(loaded, directory, resume=resume, overwrite=overwrite, display=display)
     if is_main():
         report(outcome, directory, console, as_json, _NEXT.get(loaded.family, _WRITE_ON))
     if outcome.signal is not None:

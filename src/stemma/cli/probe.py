@@ -85,7 +85,6 @@ def facts(
     from rich.console import Console
 
     from stemma.cli.devices import device_named
-    from stemma.cli.failures import failures
     from stemma.errors import InputError
     from stemma.insights.facts_report import described, report_of, summary_table
     from stemma.insights.report import rich_table, write_report
@@ -131,10 +130,9 @@ def facts(
             console.print(rich_table(summary_table(found.results, brief=True)))
             console.print(described(found.results), highlight=False, markup=False, soft_wrap=True)
     if out is not None:
-        with failures(Console(stderr=True)):
-            _write(out, several, predictions)
-            command = shlex.join(["stemma", *sys.argv[1:]])
-            write_report(report_of(several, command), out / "report.html")
+        _write(out, several, predictions)
+        command = shlex.join(["stemma", *sys.argv[1:]])
+        write_report(report_of(several, command), out / "report.html")
         console.print(f"report: {out / 'report.html'}", highlight=False, soft_wrap=True)
     if as_json:
         print(json.dumps(several))
@@ -185,7 +183,6 @@ def edges(
     from rich.console import Console
 
     from stemma.cli.devices import device_named
-    from stemma.cli.failures import failures
     from stemma.data.tokenizers import load_tokenizer
     from stemma.families import load
     from stemma.families.elmo.model import ELMo
@@ -220,12 +217,11 @@ def edges(
         console.print(rich_table(scores_table(results)))
         console.print(described(results), highlight=False, markup=False, soft_wrap=True)
     if out is not None:
-        with failures(progress):
-            with write_whole(out / "results.json") as temporary:
-                temporary.write_text(json.dumps(results) + "\n", encoding="utf-8")
-            scored = data.dev if data.test is None else data.test
-            write_predictions(out / "predictions.jsonl", scored, found.probabilities(scored))
-            write_report(report_of(results, shlex.join(["stemma", *sys.argv[1:]])), out / "report.html")
+        with write_whole(out / "results.json") as temporary:
+            temporary.write_text(json.dumps(results) + "\n", encoding="utf-8")
+        scored = data.dev if data.test is None else data.test
+        write_predictions(out / "predictions.jsonl", scored, found.probabilities(scored))
+        write_report(report_of(results, shlex.join(["stemma", *sys.argv[1:]])), out / "report.html")
         console.print(f"report: {out / 'report.html'}", highlight=False, soft_wrap=True)
     if as_json:
         print(json.dumps(results))

@@ -29,7 +29,6 @@ def evaluate_task(
     import shlex
     import sys
 
-    from stemma.cli.failures import failures
     from stemma.insights.prompting_report import report_of
     from stemma.insights.report import write_report
     from stemma.prompting.evaluating import Protocol, evaluate
@@ -43,14 +42,13 @@ def evaluate_task(
     said, told, by_shots = Console(stderr=True), Console(stderr=as_json, highlight=False), {}
     for count, protocol in protocols.items():
         folder = out if out is None or len(counts) == 1 else out / f"shots-{count}"
-        with failures(said), counting(said, f"asking {loaded.file.task}", len(loaded.questions)) as report:
+        with counting(said, f"asking {loaded.file.task}", len(loaded.questions)) as report:
             by_shots[count] = evaluate(asked, loaded, protocol, out=folder, report=report)
         _tell(model, count, by_shots[count], as_json)
         if folder is not None:
             told.print(f"records: {folder / 'records.jsonl'}", markup=False, soft_wrap=True)
     if out is not None:
-        with failures(said):
-            write_report(report_of(model, by_shots, shlex.join(["stemma", *sys.argv[1:]])), out / "report.html")
+        write_report(report_of(model, by_shots, shlex.join(["stemma", *sys.argv[1:]])), out / "report.html")
         told.print(f"report: {out / 'report.html'}", markup=False, soft_wrap=True)
 
 

@@ -6,8 +6,6 @@ from typing import Annotated
 
 import typer
 
-from stemma.cli.failures import failures
-
 
 def reproduce(
     claims: Annotated[
@@ -56,7 +54,7 @@ def reproduce(
     for trial in trials:
         claim = trial.claim
         try:
-            with failures(console), observed(trial.board, console) as observer:
+            with observed(trial.board, console) as observer:
                 decision = run(trial, out, workers=workers or os.cpu_count() or 1, observer=observer)
         except Interrupted:
             console.print("interrupted; the same command goes on from here", highlight=False)

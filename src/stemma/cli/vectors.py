@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from stemma.cli.failures import failures
-
 if TYPE_CHECKING:
     from stemma.training.progress import ConsoleDisplay
     from stemma.training.vector_recipe import GloVeRecipe, Word2VecRecipe
@@ -39,8 +37,7 @@ def pretrain_vectors(
         if as_json:
             print(json.dumps(summary))
         return
-    with failures(console):
-        outcome = run(recipe, directory, resume=resume, overwrite=overwrite, display=display)
+    outcome = run(recipe, directory, resume=resume, overwrite=overwrite, display=display)
     if as_json:
         reason = "finished" if outcome.signal is None else "interrupted"
         print(json.dumps({"reason": reason, "out": str(directory), **asdict(outcome)}))

@@ -1,4 +1,4 @@
-"""When a loss or a gradient is not finite: the report, and the error that ends the run."""
+"""The report on a loss or a gradient that is not finite."""
 
 import math
 from collections.abc import Sequence
@@ -8,10 +8,6 @@ from torch import nn
 from stemma.training.distributed import full_tensor
 
 SHOWN = 5
-
-
-class Diverged(Exception):
-    """The loss or the gradient was not finite several updates in a row. The last good checkpoint is intact."""
 
 
 def non_finite_report(

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stemma.errors import InputError
+from stemma.errors import Diverged, InputError
 from stemma.families.dispatch import with_article
 from stemma.training.accounting import Progress
 from stemma.training.adaptation import checkpoint_activations, compile_blocks
@@ -27,7 +27,7 @@ from stemma.training.hardware import choose_precision, matmul_rate, training_flo
 from stemma.training.held_out import evaluate
 from stemma.training.interrupts import Interrupts
 from stemma.training.metrics import METRICS, MetricsLog
-from stemma.training.non_finite import Diverged, non_finite_report
+from stemma.training.non_finite import non_finite_report
 from stemma.training.objective import Batch, Display, HeldOut, LossModule, Measured, Objective, Sequences
 from stemma.training.optimizer import clip_gradients, gradient_norm, optimizer_of
 from stemma.training.progress import Silent
