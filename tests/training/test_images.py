@@ -85,17 +85,17 @@ def test_the_loss_is_a_mean_over_images_and_a_mixture_of_both_heads() -> None:
     assert value(None, fixed(ours)) == pytest.approx(sum(base) / 4)
     taught = fixed([0.0, 1.0])
     hard = -math.log(4 / 5)
-    assert value(Distillation(taught, alpha=0.3), fixed(ours, other)) == pytest.approx(
+    assert value(Distillation([taught], alpha=0.3), fixed(ours, other)) == pytest.approx(
         (0.7 * sum(base) + 0.3 * 2 * hard) / 4
     )
     by_class_token = -math.log(1 / 4)
-    assert value(Distillation(taught, alpha=0.3), fixed(ours)) == pytest.approx(
+    assert value(Distillation([taught], alpha=0.3), fixed(ours)) == pytest.approx(
         (0.7 * sum(base) + 0.3 * 2 * by_class_token) / 4
     )
     p = torch.softmax(torch.tensor([0.0, 0.5]), 0)
     q = torch.softmax(torch.tensor(other) / 2, 0)
     soft = 4 * float((p * (p / q).log()).sum())
-    found = value(Distillation(taught, "soft", 0.1, 2.0), fixed(ours, other))
+    found = value(Distillation([taught], "soft", 0.1, 2.0), fixed(ours, other))
     assert found == pytest.approx((0.9 * sum(base) + 0.1 * 2 * soft) / 4)
     second = [-math.log(1 / 5), -0.5 * (math.log(1 / 5) + math.log(4 / 5))]
     assert value(None, fixed(ours, other)) == pytest.approx((sum(base) + sum(second)) / 8)
@@ -108,7 +108,7 @@ def test_several_teachers_are_heard_by_the_mean_of_what_they_say() -> None:
     teachers = [lambda images, row=row: row.expand(len(images), 3) for row in says]
 
     def value(**options: object) -> float:
-        distillation = Distillation(teachers[0], alpha=1.0, others=teachers[1:], **options)  # type: ignore[arg-type]
+        distillation = Distillation(teachers, alpha=1.0, **options)  # type: ignore[arg-type]
         return float(ImageClassification(GREY, 3, distillation=distillation).loss(fixed(logits.tolist()), batch)[0])
 
     q = torch.log_softmax(logits / 2, 0)

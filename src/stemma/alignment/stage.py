@@ -44,6 +44,11 @@ class Learner:
     model: Any
     tokenizer: Tokenizer
 
+    @property
+    def template(self) -> ChatTemplate | None:
+        """What it was taught conversations in."""
+        return None
+
 
 @dataclass(frozen=True)
 class Pupil(Learner):
@@ -51,6 +56,11 @@ class Pupil(Learner):
 
     reading: Reading
     renderer: Renderer
+
+    @property
+    def template(self) -> ChatTemplate | None:
+        """What it was taught conversations in."""
+        return self.renderer.used_template
 
 
 @contextmanager
@@ -198,8 +208,8 @@ def train(
 def save_language_model(pupil: Learner, model: Any, directory: Path) -> None:
     """Write a model that goes on with texts, with its template if it has one."""
     families.save(model, pupil.tokenizer, directory)
-    if isinstance(pupil, Pupil) and (template := pupil.renderer.used_template) is not None:
-        template.save(directory)
+    if pupil.template is not None:
+        pupil.template.save(directory)
 
 
 def reached(out: Path, outcome: Outcome, held_out: Mapping[str, int], **more: Any) -> dict[str, Any] | None:

@@ -38,52 +38,34 @@ class Material:
 
 
 class Pieces(Sequence[Item]):
-    """The documents of a corpus, each cut into pieces of at most `longest` tokens, of which the first is a prompt."""
-
-    def __init__(self, split: TokenizedSplit, longest: int) -> None:
-        self.split = split
-        self._bounds = [
-            (start, min(start + longest, stop))
-            for begin, stop in map(split.bounds, range(split.documents))
-            for start in range(begin, stop - 1, longest)
-            if min(start + longest, stop) - start > 1
-        ]
-        self.lengths = [stop - start for start, stop in self._bounds]
-
-    def __len__(self) -> int:
-        return len(self._bounds)
-
-    def __getitem__(self, index: Any) -> Any:
-        start, stop = self._bounds[index]
-        return {"tokens": np.asarray(self.split.tokens[start:stop], np.int64), "prompt": 1}
-
-    def __iter__(self) -> Iterator[Item]:
-        return (self[index] for index in range(len(self)))
-
-
-class Passages(Sequence[Item]):
-    """The documents of a corpus, each cut into passages of at most `longest` tokens, in the frame that BERT reads.
+    """The documents of a corpus, each cut into pieces of at most `longest` tokens, of which the first is a prompt.
 
     Args:
-        first, last: ids of [CLS] and [SEP].
+        frame: ids of [CLS] and [SEP], between which a BERT reads a piece; then no separator of documents is in it, and
+            there is no prompt.
     """
 
-    def __init__(self, split: TokenizedSplit, longest: int, first: int, last: int) -> None:
-        self.split, self.first, self.last = split, first, last
-        room = longest - 2
-        self._bounds = [
+    def __init__(self, split: TokenizedSplit, longest: int, frame: tuple[int, int] | None = None) -> None:
+        self.split, self.frame = split, frame
+        skipped, room, least = (0, longest, 2) if frame is None else (1, longest - len(frame), 1)
+        bounds = [
             (start, min(start + room, stop))
             for begin, stop in map(split.bounds, range(split.documents))
-            for start in range(begin + 1, stop, room)  # without the separator
+            for start in range(begin + skipped, stop, room)
         ]
-        self.lengths = [stop - start + 2 for start, stop in self._bounds]
+        self._bounds = [(start, stop) for start, stop in bounds if stop - start >= least]
+        self.lengths = [stop - start + longest - room for start, stop in self._bounds]
 
     def __len__(self) -> int:
         return len(self._bounds)
 
     def __getitem__(self, index: Any) -> Any:
         start, stop = self._bounds[index]
-        return {"tokens": np.array([self.first, *self.split.tokens[start:stop], self.last], np.int64)}
+        tokens = np.asarray(self.split.tokens[start:stop], np.int64)
+        if self.frame is None:
+            return {"tokens": tokens, "prompt": 1}
+        first, last = self.frame
+        return {"tokens": np.array([first, *tokens, last])}
 
     def __iter__(self) -> Iterator[Item]:
         return (self[index] for index in range(len(self)))
@@ -99,7 +81,7 @@ def read_passages(data: TransferRecipe, tokenizer: Tokenizer, longest: int, show
         raise InputError("data.text: a BERT learns from whole texts; expected the column they are in (--text)")
     first, last, _ = frame_and_mask(tokenizer)
     corpus = _corpus(data, tokenizer, shown)
-    learned, held_out = (Passages(split, longest, first, last) for split in (corpus.train, corpus.held_out))
+    learned, held_out = (Pieces(split, longest, (first, last)) for split in (corpus.train, corpus.held_out))
     return _material(data, corpus, learned, held_out, longest)
 
 

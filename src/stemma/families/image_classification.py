@@ -22,21 +22,20 @@ from stemma.layers.soft_targets import soft_target_loss, with_hard_targets
 
 @dataclass(frozen=True)
 class Distillation:
-    """What a teacher says of the same augmented, mixed images, and how much that counts.
+    """What teachers say of the same augmented, mixed images, and how much that counts.
 
     Args:
-        teacher: maps normalised images of the student, float [batch, channels, height, width], to logits, float
+        teachers: each maps normalised images of the student, float [batch, channels, height, width], to logits, float
             [batch, classes], without a gradient.
         kind: "hard": the class that the teacher finds likeliest; "soft": its probabilities, see `soft_target_loss`.
         alpha: share of the loss. temperature: of "soft".
-        others: further teachers; what they say together, by their `mean` (see `ensembles.soft_targets`), counts.
+        mean: of what several teachers say (see `ensembles.soft_targets`).
     """
 
-    teacher: Callable[[Tensor], Tensor]
+    teachers: Sequence[Callable[[Tensor], Tensor]]
     kind: Literal["hard", "soft"] = "hard"
     alpha: float = 0.5
     temperature: float = 3.0
-    others: Sequence[Callable[[Tensor], Tensor]] = ()
     mean: Mean = "arithmetic"
 
     def loss(self, logits: Tensor, images: Tensor) -> Tensor:
@@ -45,7 +44,7 @@ class Distillation:
         The mean is taken over images: DeiT's code divides the soft loss by the number of classes too, and is so much
         weaker.
         """
-        taught = [teacher(images) for teacher in (self.teacher, *self.others)]
+        taught = [teacher(images) for teacher in self.teachers]
         if self.kind == "hard":
             return F.cross_entropy(logits, soft_targets(taught, mean=self.mean).argmax(-1), reduction="none")
         return soft_target_loss(logits, soft_targets(taught, self.temperature, self.mean), self.temperature)

@@ -17,7 +17,7 @@ MOST_WORDS = 200_000  # different words whose vectors are kept
 POOL = 2048  # sentences sorted by length together
 
 
-class WordVectors:
+class SpelledWords:
     """Reads the characters of a word when it comes for the first time.
 
     Args:
@@ -64,7 +64,7 @@ class WordStates:
         if stateful and model.config.architecture != "lstm":
             raise InputError(f"an ELMo of architecture {model.config.architecture} has no state to carry on")
         self.model, self.stateful, self.batch_words = model, stateful, batch_words
-        self._words = WordVectors(model, most_words)
+        self._words = SpelledWords(model, most_words)
         self._boundaries: Tensor | None = None
         self.reset()
 

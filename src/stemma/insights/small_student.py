@@ -23,7 +23,6 @@ from stemma.insights.lineage import TEXT, write_text
 from stemma.insights.parts import Curves, Series
 from stemma.insights.ptx_alignment_tax import HELD_OUT, loss_of, write_held_out
 from stemma.insights.workers import Interrupted, Report, Reporter
-from stemma.training.hardware import prepare_processor
 
 KEPT, FASTER = 0.5, 1.25  # share of the gap that is closed; speed as a multiple of the teacher's
 SIZES = {"half": 2, "quarter": 4}  # what the teacher's layers are divided by
@@ -39,7 +38,6 @@ def prepare(settings: Mapping[str, Any], shared: Path) -> None:
 
 def work(job: Job, report: Report) -> dict[str, Any]:
     """Train a student of each size, and measure its loss of unseen text and its speed beside the teacher's."""
-    prepare_processor()
     teacher, found = job.shared / TEACHER, dict[str, float]()
     for size, divisor in SIZES.items():
         student = job.folder / f"{size}-student"

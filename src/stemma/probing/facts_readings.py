@@ -37,7 +37,7 @@ from stemma.families.mistral.model import Mistral
 from stemma.families.t5.model import T5
 from stemma.families.t5.tokens import sentinel_ids
 from stemma.inference.text_stream import end_of_text
-from stemma.inference.word_states import WordVectors
+from stemma.inference.word_states import SpelledWords
 from stemma.layers.masks import Mask
 from stemma.probing.facts import Query
 
@@ -247,7 +247,7 @@ def _glm(model: GLM, tokenizer: Tokenizer) -> Reading:
 def _elmo(model: ELMo, tokenizer: Tokenizer) -> Reading:
     if model.output is None:
         raise InputError(_NO_SOFTMAX)
-    output, vectors, marks = model.output, WordVectors(model), model.boundaries().detach()
+    output, vectors, marks = model.output, SpelledWords(model), model.boundaries().detach()
     words = [tokenizer.token(number) for number in range(tokenizer.vocabulary)]
     numbers = {word: number for number, word in enumerate(words) if number not in tokenizer.special}
     normalizer = tokenizer.backend.normalizer

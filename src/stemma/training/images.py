@@ -144,8 +144,8 @@ def _distillation(recipe: ImageRecipe, class_names: tuple[str, ...], seen: Prepr
     wanted = recipe.distillation
     if wanted is None:
         return None
-    teacher, *others = (load_teacher(name, class_names, seen) for name in wanted.teachers)
-    return Distillation(teacher, wanted.kind, wanted.alpha, wanted.temperature, others, wanted.mean)
+    teachers = [load_teacher(name, class_names, seen) for name in wanted.teachers]
+    return Distillation(teachers, wanted.kind, wanted.alpha, wanted.temperature, wanted.mean)
 
 
 def split_images(recipe: ImageRecipe) -> tuple[ImageSet, ImageSet]:

@@ -50,7 +50,7 @@ def to_published(model: BERT) -> tuple[dict[str, Any], Iterator[tuple[str, Tenso
         "architectures": [layout.architecture],
         **{theirs: getattr(config, ours) for theirs, ours in {**layout.sizes, **layout.rest}.items()},
         layout.keys["feed_forward"]: config.feed_forward or 4 * config.hidden,
-        layout.keys["context"]: config.context + layout.first_position,
+        layout.keys["context"]: config.context + config.first_position,
         layout.activation: activations[config.activation],
         "pad_token_id": layout.padding,
         "tie_word_embeddings": config.tie_output,

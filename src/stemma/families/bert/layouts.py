@@ -46,7 +46,11 @@ class Layout:
     pooler_of_classifiers: str
     expected: tuple[str, ...] = ("masked_head",)
     padding: int | None = None
-    first_position: int = 0
+
+    @property
+    def first_position(self) -> int:
+        """The row of the position embedding that a text's first token has."""
+        return 0 if self.padding is None else self.padding + 1
 
     @property
     def keys(self) -> dict[str, str]:
@@ -152,7 +156,6 @@ ROBERTA = replace(
     pooler_of_classifiers="classifier.dense",
     expected=("masked_head",),
     padding=1,
-    first_position=2,
     **_encoder("roberta."),
 )
 
