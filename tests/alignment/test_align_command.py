@@ -3,7 +3,7 @@
 import json
 import re
 import signal
-import sys
+from functools import partial
 
 import pytest
 import torch
@@ -18,7 +18,6 @@ from stemma.alignment.conversations import DEFAULT_TEMPLATE
 from stemma.alignment.recipe import DPORecipe, RewardRecipe, SFTRecipe, build_recipe
 from stemma.alignment.reinforcement_recipe import GRPORecipe, PPORecipe, ReinforcementRecipe
 from stemma.alignment.reward_model import load_reward_model
-from stemma.cli import main
 from stemma.errors import InputError
 from stemma.training.recipe_source import shipped_recipes
 from stemma.training.trainer import Trainer
@@ -28,17 +27,9 @@ FEW = ("training.steps=2", "training.epochs=null", "training.batch=4")
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(stemma):
     """run(*arguments) -> (exit code, standard output, standard error)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["stemma", "align", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        output = capsys.readouterr()
-        return int(end.value.code or 0), output.out, output.err
-
-    return call
+    return partial(stemma, "align")
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ import yaml
 from safetensors.torch import load_file
 
 import stemma
-from stemma.cli import main
 
 RECIPE = """\
 family: gpt
@@ -42,20 +41,16 @@ def recipe(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """run(*arguments) -> (exit code, standard output, standard error)."""
+def run(stemma):
+    """run(*arguments) -> (exit code, standard output, standard error), on one thread."""
 
     def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["stemma", "pretrain", *map(str, arguments)])
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            with pytest.raises(SystemExit) as end:
-                main()
+            return stemma("pretrain", *arguments)
         finally:
             torch.set_num_threads(threads)
-        output = capsys.readouterr()
-        return end.value.code or 0, output.out, output.err
 
     return call
 

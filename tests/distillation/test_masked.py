@@ -1,7 +1,7 @@
 """BERTs taught by BERTs: the three losses of DistilBERT, written out as its authors do, and whole runs."""
 
 import json
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,7 +14,6 @@ from tiny_models import WORDS, directory_of, model_of, tokenizer_of
 
 from stemma import families
 from stemma.alignment.recipe import build_recipe
-from stemma.cli import main
 from stemma.distillation.distil import distil_masked
 from stemma.distillation.linear_divergence import SoftLoss
 from stemma.distillation.masked import MaskedTeacher, TaughtMasked
@@ -134,18 +133,10 @@ def test_tokens_in_another_order():
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
+def run(stemma, monkeypatch, tmp_path):
     """run(*arguments) -> (exit code, standard output, standard error)."""
     monkeypatch.setenv("STEMMA_CACHE", str(tmp_path / "cache"))
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["stemma", "distill", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        output = capsys.readouterr()
-        return int(end.value.code or 0), output.out, output.err
-
-    return call
+    return partial(stemma, "distill")
 
 
 def text_in(folder):

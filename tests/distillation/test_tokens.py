@@ -1,7 +1,7 @@
 """Language models taught token by token: the loss written out, kept or computed, on own words, and whole runs."""
 
 import json
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,7 +14,6 @@ from stemma import families
 from stemma.alignment.reading import reading_of
 from stemma.alignment.recipe import build_recipe
 from stemma.alignment.rollouts import write_responses
-from stemma.cli import main
 from stemma.data.tokenizers import train_tokenizer
 from stemma.distillation.distil import distil, think
 from stemma.distillation.linear_divergence import SoftLoss
@@ -178,17 +177,9 @@ def test_on_its_own_responses():
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(stemma):
     """run(*arguments) -> (exit code, standard output, standard error)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["stemma", "distill", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        output = capsys.readouterr()
-        return int(end.value.code or 0), output.out, output.err
-
-    return call
+    return partial(stemma, "distill")
 
 
 def table(folder):

@@ -3,15 +3,14 @@
 import json
 import os
 import signal
-import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
 from tiny_models import WORDS, directory_of
 
 import stemma
-from stemma.cli import main
 from stemma.training import progress
 from stemma.training.progress import ConsoleDisplay
 
@@ -20,17 +19,9 @@ PARTS = [" ".join(WORDS.split()[start : start + 4]) for start in range(0, 40, 4)
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def run(stemma: Callable[..., tuple[int, str, str]]) -> Callable[..., tuple[int, str, str]]:
     """run(*arguments) -> (exit code, standard output, standard error)."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["stemma", "finetune", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        output = capsys.readouterr()
-        return int(end.value.code or 0), output.out, output.err
-
-    return call
+    return partial(stemma, "finetune")
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 import csv
 import json
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from tiny_models import WORDS, directory_of, recipe_of, tokenizer_of
 
 import stemma
 from stemma import files
-from stemma.cli import main
 from stemma.finetuning.checkpoint import save_finetuned
 from stemma.finetuning.recipe import LoRARecipe
 from stemma.finetuning.run import build, finetune, measure_directory, read_splits
@@ -21,17 +20,9 @@ PARTS = [" ".join(WORDS.split()[start : start + 4]) for start in range(0, 40, 4)
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def run(stemma: Callable[..., tuple[int, str, str]]) -> Callable[..., tuple[int, str, str]]:
     """run(*arguments) -> (exit code, standard output, standard error)."""
-
-    def call(*arguments: Any) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["stemma", "evaluate", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        output = capsys.readouterr()
-        return int(end.value.code or 0), output.out, output.err
-
-    return call
+    return partial(stemma, "evaluate")
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
