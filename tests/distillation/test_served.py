@@ -2,7 +2,6 @@
 
 import json
 import socket
-import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ from endpoints import serving
 from tiny_models import directory_of, model_of, tokenizer_of
 
 from stemma.alignment.reading import reading_of
-from stemma.cli import main
 from stemma.data.tokenizers import train_tokenizer
 from stemma.distillation.distil import think
 from stemma.distillation.linear_divergence import SoftLoss
@@ -71,7 +69,7 @@ def asked(url, kept=5):
     return teacher
 
 
-def test_a_served_teacher_is_the_same_as_one_from_its_directory(tmp_path, monkeypatch, capsys):
+def test_a_served_teacher_is_the_same_as_one_from_its_directory(stemma, tmp_path):
     directory, model = directory_of("gpt", tmp_path), model_of("gpt")
     reading = reading_of(model, TOKENIZER)
     local = Taught(reading, TOKENIZER, [Teacher(model, reading, model.output_weight.detach())], SoftLoss())
@@ -97,13 +95,10 @@ def test_a_served_teacher_is_the_same_as_one_from_its_directory(tmp_path, monkey
         losses = []
         for name in (url, directory):
             out = tmp_path / f"o{len(losses)}"
-            given = ("--teacher", str(name), "--cache", "7", "--train", str(tmp_path / "d.jsonl"), "--out", str(out))
-            monkeypatch.setattr(sys, "argv", ["stemma", "distill", "tokens", str(directory), *given, *few])
-            with pytest.raises(SystemExit) as end:
-                main()
-            assert not end.value.code
-            said = capsys.readouterr()
-            losses.append(json.loads(said.out)["held_out"]["loss"])
+            given = ("--teacher", name, "--cache", 7, "--train", tmp_path / "d.jsonl", "--out", out)
+            code, said, error = stemma("distill", "tokens", directory, *given, *few)
+            assert code == 0, error
+            losses.append(json.loads(said)["held_out"]["loss"])
         assert losses[0] == pytest.approx(losses[1], abs=1e-3)
 
 
@@ -182,12 +177,9 @@ def test_answers_that_say_nothing(answer, message):
         (("--cache", "5", "--teacher", "y"), "tells the likeliest tokens alone; expected no others beside it"),
     ],
 )
-def test_settings_that_need_more_of_a_teacher(tmp_path, monkeypatch, capsys, arguments, message):
+def test_settings_that_need_more_of_a_teacher(stemma, tmp_path, arguments, message):
     directory = directory_of("gpt", tmp_path)
     (tmp_path / "d.jsonl").write_text("\n".join(json.dumps({"prompt": "a", "response": str(n)}) for n in range(9)))
-    given = ("--teacher", "http://x", "--train", str(tmp_path / "d.jsonl"), *arguments, "--out", str(tmp_path / "o"))
-    monkeypatch.setattr(sys, "argv", ["stemma", "distill", "tokens", str(directory), *given])
-    with pytest.raises(SystemExit) as end:
-        main()
-    error = capsys.readouterr().err
-    assert end.value.code == 2 and message in error and len(error.strip().splitlines()) == 1
+    given = ("--teacher", "http://x", "--train", tmp_path / "d.jsonl", *arguments, "--out", tmp_path / "o")
+    code, _, error = stemma("distill", "tokens", directory, *given)
+    assert code == 2 and message in error and len(error.strip().splitlines()) == 1

@@ -295,7 +295,8 @@ def test_sizes_are_asked_about_unseen_tasks(here: None, tmp_path: Path) -> None:
     # All sizes learn from the same documents.
     texts = [(tmp_path / f"{arm}-1" / "lines.txt").read_text() for arm in sizes]
     assert texts[0] == texts[1] == texts[2] and len(texts[0].splitlines()) == 3 * 2 * 8
-    assert in_context.decide(found).outcome in ("reproduced", "not reproduced", "undecided")
+    decision = in_context.decide(found)
+    assert decision.outcome == "undecided" and "did not learn its own tasks" in decision.premise
 
 
 @pytest.mark.slow
@@ -312,4 +313,7 @@ def test_steps_and_answers_are_learned_and_asked(here: None, tmp_path: Path) -> 
     texts = {arm: (tmp_path / f"{arm}-1" / "lines.txt").read_text().splitlines() for arm in ("answers", "steps")}
     questions = [[line.split(" = ")[0] for line in lines] for lines in texts.values()]
     assert questions[0] == questions[1]
-    assert chain_of_thought.decide(found).effect is not None and chain_of_thought.charts(found)
+    decision = chain_of_thought.decide(found)
+    assert decision.outcome == "undecided" and "did not learn the sums of one step" in decision.premise
+    chart, cost = chain_of_thought.charts(found)
+    assert len(chart.series) == 4 and len(cost.rows) == 4 * 2  # type: ignore[union-attr]
