@@ -181,39 +181,30 @@ def test_a_model_writes_as_generate_does(asked):
     assert all(own[0].tokens == 6 and own[0].cut for own in found)
 
 
-def test_from_the_command_line(asked, task, tmp_path, capsys):
-    from stemma.cli import build
+def test_from_the_command_line(asked, task, stemma, tmp_path):
     from stemma.families import save
 
     save(asked.model, asked.tokenizer, tmp_path / "model")
     path = task(CHOICE)
-    arguments = ["evaluate", str(tmp_path / "model"), "--task", str(path), "--shots", "1", "--most", "4"]
-    with pytest.raises(SystemExit) as left:
-        build()([*arguments, "--out", f"{path}/out"])
-    assert left.value.code == 1 and "Not a directory" in capsys.readouterr().err
-    for extra in (["--json"], []):
-        with pytest.raises(SystemExit) as left:
-            build()([*arguments, *extra])
-        assert not left.value.code
-        said = capsys.readouterr().out
-        if extra:
-            summary = json.loads(said)
-            assert summary["questions"] == 4 and summary["costs"]["shots"] == 1
-        else:
-            assert "acc_norm" in said and "tokens a question" in said
+    arguments = ["evaluate", tmp_path / "model", "--task", path, "--shots", "1", "--most", "4"]
+    code, _, error = stemma(*arguments, "--out", f"{path}/out")
+    assert code == 1 and "Not a directory" in error
+    code, said, _ = stemma(*arguments, "--json")
+    summary = json.loads(said)
+    assert not code and summary["questions"] == 4 and summary["costs"]["shots"] == 1
+    code, said, _ = stemma(*arguments)
+    assert not code and "acc_norm" in said and "tokens a question" in said
 
 
-def test_several_numbers_of_shots_make_a_curve(asked, task, tmp_path, capsys):
-    from stemma.cli import build
+def test_several_numbers_of_shots_make_a_curve(asked, task, stemma, tmp_path):
     from stemma.families import save
     from stemma.insights.report import read_report
 
     save(asked.model, asked.tokenizer, tmp_path / "model")
-    arguments = ["evaluate", str(tmp_path / "model"), "--task", str(task(CHOICE)), "--most", "4", "--json"]
-    with pytest.raises(SystemExit) as left:
-        build()([*arguments, "--shots", "0", "--shots", "2", "--out", str(tmp_path / "out")])
-    assert not left.value.code
-    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    arguments = ["evaluate", tmp_path / "model", "--task", task(CHOICE), "--most", "4", "--json"]
+    code, said, _ = stemma(*arguments, "--shots", "0", "--shots", "2", "--out", tmp_path / "out")
+    assert not code
+    told = [json.loads(line) for line in said.splitlines()]
     assert [one["costs"]["shots"] for one in told] == [0, 2]
     _, table, curves = read_report(tmp_path / "out/report.html").sections[0].parts
     assert [row[0] for row in table.rows] == ["0", "2"]
