@@ -9,6 +9,7 @@ import torch
 from stemma.families.mistral.model import Mistral, MistralConfig
 from stemma.inference.decoder import Decoder
 from stemma.inference.prepacked import prepacked
+from stemma.inference.products import OneDNNProduct, fastest
 
 VARIANTS = {
     "gpt1": {"norm": "post"},
@@ -88,6 +89,29 @@ def test_bfloat16_is_no_less_exact(make_model, rows):
             packed = model(tokens)
             assert packed.dtype == torch.bfloat16
             assert (packed.float() - exact).abs().mean() < 1.2 * error < 0.1 * exact.std()
+
+
+@needs_onednn
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_few_rows_have_a_layout_of_their_own(make_model, dtype, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    model = make_model().to(dtype)
+    tokens = torch.randint(0, 300, (8, 1), generator=torch.Generator().manual_seed(0))
+    few = fastest(dtype, 1)
+    used = []
+    call = few.__call__
+    monkeypatch.setattr(few, "__call__", lambda self, x: used.append(len(x)) or call(self, x))
+    with torch.no_grad(), caplog.at_level(logging.INFO):
+        expected = [model(tokens[:rows]) for rows in (1, 8)]
+        with prepacked(model, 8, fewest=1):
+            found = [model(tokens[:rows]) for rows in (1, 8)]
+        assert all(torch.equal(model(tokens[:rows]), own) for rows, own in zip((1, 8), expected, strict=True))
+    near = 1e-4 if dtype == torch.float32 else 0.1
+    assert all(torch.allclose(ours, own, atol=near) for ours, own in zip(found, expected, strict=True))
+    if few is not OneDNNProduct:
+        assert set(used) == {1} and len(used) > 6
+        assert f"and {few.__name__} for at most {few.most_rows}" in caplog.text
+    assert all("forward" not in vars(module) and "project" not in vars(module) for module in model.modules())
 
 
 @needs_onednn

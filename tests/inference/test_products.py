@@ -78,8 +78,10 @@ def test_half_product_refuses_what_float16_cannot_hold():
     assert isinstance(pack(HalfProduct, weight, None, 1), HalfProduct)
 
 
-def test_the_product_for_the_number_of_rows():
+@pytest.mark.parametrize("tiles", [True, False])
+def test_the_product_for_the_number_of_rows(tiles, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
     assert fastest(torch.float32, 1) is (SplitProduct if torch.backends.mkl.is_available() else OneDNNProduct)
     assert fastest(torch.float32, 2) is fastest(torch.bfloat16, 8) is OneDNNProduct
     if "fbgemm" in torch.backends.quantized.supported_engines:
-        assert fastest(torch.bfloat16, 4) is HalfProduct
+        assert fastest(torch.bfloat16, 4) is (OneDNNProduct if tiles else HalfProduct)

@@ -1,6 +1,7 @@
 """Faster decoding on a CPU: inside `prepacked`, a model multiplies with weights laid out for a few rows at a time."""
 
 import logging
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,12 +16,13 @@ from stemma.inference.products import FUSED_ACTIVATIONS, OneDNNProduct, Product,
 from stemma.inference.quantized_products import is_quantized
 from stemma.layers.attention import MultiHeadAttention
 from stemma.layers.feed_forward import ACTIVATIONS, FeedForward, GatedFeedForward
+from stemma.layers.norms import RMSNorm
 
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def prepacked(model: Any, rows: int, *, release: bool | None = False) -> Iterator[None]:
+def prepacked(model: Any, rows: int, *, fewest: int | None = None, release: bool | None = False) -> Iterator[None]:
     """Inside this block, let a model on a CPU use the products of `inference.products`, where that is possible.
 
     Queries, keys and values become one product. The results differ from the model's own by rounding only. The block is
@@ -31,6 +33,7 @@ def prepacked(model: Any, rows: int, *, release: bool | None = False) -> Iterato
         model: with `logits(hidden)`, which multiplies by `output_weight` and adds `output_bias`, where there is one,
             made of `MultiHeadAttention`, `FeedForward` and linear maps.
         rows: about how many rows a product will have; the best layout depends on it, the results do not.
+        fewest: how few they can be, if that varies: then weights may be laid out twice, once for few rows.
         release: False keeps the parameters; memory then holds most of the weights twice, and nothing is packed if that
             would take more than half of what is free. True frees the parameters and rebuilds them, bit by bit, at the
             end of the block: only the output projection is held twice, and the model cannot be saved or copied inside;
@@ -47,10 +50,15 @@ def prepacked(model: Any, rows: int, *, release: bool | None = False) -> Iterato
         logger.info("decoding with the model's own products: %s", obstacle)
         yield
         return
-    packing = _Packing(next(model.parameters()).dtype, rows, release)
+    dtype = next(model.parameters()).dtype
+    packing = _Packing(rows, release)
     try:
-        packing.apply(model)
-        logger.info("decoding with %d packed products: %s, for %d rows", packing.products, packing.kind.__name__, rows)
+        kind = OneDNNProduct if release else fastest(dtype, rows)  # the one that can be undone
+        packing.apply(model, kind)
+        logger.info("decoding with %d packed products: %s, for %d rows", packing.products, kind.__name__, rows)
+        if fewest is not None and not release and (few := fastest(dtype, fewest)) is not kind:
+            packing.apply(model, few)
+            logger.info("and %s for at most %d", few.__name__, few.most_rows)
         yield
     finally:
         packing.undo()
@@ -89,15 +97,17 @@ def _free_memory() -> float:
 class _Packing:
     """The replaced methods, and what it takes to undo them."""
 
-    def __init__(self, dtype: torch.dtype, rows: int, release: bool) -> None:
+    def __init__(self, rows: int, release: bool) -> None:
         self.rows, self.release, self.products = rows, release, 0
-        self.kind: type[Product] = OneDNNProduct if release else fastest(dtype, rows)  # the one that can be undone
+        self.kind: type[Product] = OneDNNProduct
         self._replaced: list[tuple[nn.Module, str]] = []
         self._released: list[tuple[OneDNNProduct, Sequence[nn.Linear], list[int]]] = []
 
     @torch.no_grad()
-    def apply(self, model: Any) -> None:
-        """Replace the products of a model, and what is slow for one row beside them."""
+    def apply(self, model: Any, kind: type[Product]) -> None:
+        """Replace the products of a model, and what is slow for one row beside them; those of another kind stay for
+        what has more rows than this kind takes."""
+        self.kind = kind
         self._use(model, "logits", pack(self.kind, model.output_weight, getattr(model, "output_bias", None), self.rows))
         done = {getattr(model, "output", None)}
         for module in model.modules():
@@ -122,13 +132,15 @@ class _Packing:
                 self._set(module, "forward", _identity)
             elif isinstance(module, nn.LayerNorm):
                 self._set(module, "forward", _layer_norm(module))
+            elif isinstance(module, RMSNorm) and module.weight.dtype == torch.float32:
+                self._set(module, "forward", _root_mean_square_norm(module))
 
     @torch.no_grad()
     def undo(self) -> None:
         """Give the model its own methods and parameters back."""
         while self._replaced:
             module, name = self._replaced.pop()
-            delattr(module, name)
+            vars(module).pop(name, None)  # it may have been replaced twice
         with torch.inference_mode(False):
             while self._released:
                 product, maps, sizes = self._released[-1]
@@ -203,5 +215,17 @@ def _layer_norm(module: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
 
     def forward(x: Tensor) -> Tensor:
         return torch.layer_norm(x, shape, weight, bias, epsilon, False)
+
+    return forward
+
+
+def _root_mean_square_norm(module: RMSNorm) -> Callable[[Tensor], Tensor]:
+    """Return the norm's `forward` in the fewest kernels: x / sqrt(|x|^2 + n epsilon) * (weight sqrt(n))."""
+    size = module.weight.numel()
+    weight = module.weight.detach() * math.sqrt(size)
+    least = torch.tensor(math.sqrt(size * module.epsilon))
+
+    def forward(x: Tensor) -> Tensor:
+        return (x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(least)).mul_(weight)
 
     return forward

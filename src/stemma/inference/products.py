@@ -113,7 +113,8 @@ def fastest(dtype: torch.dtype, rows: int) -> type[Product]:
     """Return the class of the product that is fastest for about `rows` rows."""
     if dtype == torch.float32 and rows == 1 and torch.backends.mkl.is_available():
         return SplitProduct
-    if dtype == torch.bfloat16 and rows <= 4 and "fbgemm" in torch.backends.quantized.supported_engines:
+    fbgemm = "fbgemm" in torch.backends.quantized.supported_engines
+    if dtype == torch.bfloat16 and rows <= 4 and fbgemm and not torch.cpu._is_amx_tile_supported():
         return HalfProduct
     return OneDNNProduct
 
