@@ -146,7 +146,7 @@ class Engine:
 
     def fast_products(self) -> AbstractContextManager[None]:
         """Return a context in which `step` multiplies faster on a CPU (see `prepacked`), for many steps."""
-        return prepacked(self.model, min(self.most_texts, 8), fewest=1)
+        return prepacked(self.model, min(self.most_texts, 8))
 
     def _check(self, request: Request) -> None:
         vocabulary = self.model.config.vocabulary

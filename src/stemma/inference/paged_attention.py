@@ -84,53 +84,54 @@ def _kernels() -> tuple[Callable[..., None], Callable[..., None]] | None:
         return None
     import numpy as np
 
-    def attend(  # type: ignore[no-untyped-def]
-        query, keys, values, tables, lengths, first, bias, scale, mixed
-    ):  # pragma: no cover
-        texts, heads, width = query.shape
-        key_heads, block = keys.shape[1], keys.shape[2]
-        group = heads // key_heads
-        for task in numba.prange(texts * key_heads):
-            text, head = task // key_heads, task % key_heads
-            begin, end = first[text], lengths[text]
-            scores = np.empty((group, end - begin), np.float32)
-            for index in range(begin // block, (end - 1) // block + 1):
-                number = tables[text, index]
-                for inside in range(max(begin - index * block, 0), min(end - index * block, block)):
-                    key = keys[number, head, inside]
-                    for member in range(group):
-                        vector = query[text, head * group + member]
-                        total = np.float32(0)
-                        for i in range(width):
-                            total += vector[i] * key[i]
-                        place = index * block + inside
-                        score = total * np.float32(scale)
-                        if len(bias):
-                            score += bias[head * group + member, end - 1 - place]
-                        scores[member, place - begin] = score
-            for member in range(group):
-                row = scores[member]
-                largest = row.max()
-                total = np.float32(0)
-                for i in range(end - begin):
-                    row[i] = np.exp(row[i] - largest)
-                    total += row[i]
-                for i in range(end - begin):
-                    row[i] /= total
-                mixed[text, head * group + member, :] = 0
-            for index in range(begin // block, (end - 1) // block + 1):
-                number = tables[text, index]
-                for inside in range(max(begin - index * block, 0), min(end - index * block, block)):
-                    value = values[number, head, inside]
-                    for member in range(group):
-                        weight = scores[member, index * block + inside - begin]
-                        target = mixed[text, head * group + member]
-                        for i in range(width):
-                            target[i] += weight * value[i]
+    def kernel(parallel: bool) -> Callable[..., None]:
+        def attend(  # type: ignore[no-untyped-def]
+            query, keys, values, tables, lengths, first, bias, scale, mixed
+        ):  # pragma: no cover
+            texts, heads, width = query.shape
+            key_heads, block = keys.shape[1], keys.shape[2]
+            group = heads // key_heads
+            _ = parallel  # Numba's cache on disk tells kernels apart by what they refer to, not by their options
+            for task in numba.prange(texts * key_heads):
+                text, head = task // key_heads, task % key_heads
+                begin, end = first[text], lengths[text]
+                scores = np.empty((group, end - begin), np.float32)
+                for index in range(begin // block, (end - 1) // block + 1):
+                    number = tables[text, index]
+                    for inside in range(max(begin - index * block, 0), min(end - index * block, block)):
+                        key = keys[number, head, inside]
+                        for member in range(group):
+                            vector = query[text, head * group + member]
+                            total = np.float32(0)
+                            for i in range(width):
+                                total += vector[i] * key[i]
+                            place = index * block + inside
+                            score = total * np.float32(scale)
+                            if len(bias):
+                                score += bias[head * group + member, end - 1 - place]
+                            scores[member, place - begin] = score
+                for member in range(group):
+                    row = scores[member]
+                    largest = row.max()
+                    total = np.float32(0)
+                    for i in range(end - begin):
+                        row[i] = np.exp(row[i] - largest)
+                        total += row[i]
+                    for i in range(end - begin):
+                        row[i] /= total
+                    mixed[text, head * group + member, :] = 0
+                for index in range(begin // block, (end - 1) // block + 1):
+                    number = tables[text, index]
+                    for inside in range(max(begin - index * block, 0), min(end - index * block, block)):
+                        value = values[number, head, inside]
+                        for member in range(group):
+                            weight = scores[member, index * block + inside - begin]
+                            target = mixed[text, head * group + member]
+                            for i in range(width):
+                                target[i] += weight * value[i]
 
-    def compiled(parallel: bool) -> Callable[..., None]:
         options: Any = {"fastmath": {"reassoc", "contract", "nsz"}, "nogil": True, "cache": True}
         found: Callable[..., None] = numba.njit(attend, parallel=parallel, **options)
         return found
 
-    return compiled(False), compiled(True)
+    return kernel(False), kernel(True)

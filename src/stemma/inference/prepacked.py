@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from stemma.families.mistral.model import GroupedQueryAttention
-from stemma.inference.products import FUSED_ACTIVATIONS, OneDNNProduct, Product, available, fastest, pack
+from stemma.inference.products import (
+    FUSED_ACTIVATIONS,
+    OneDNNProduct,
+    Product,
+    StreamedProduct,
+    available,
+    fastest,
+    pack,
+)
 from stemma.inference.quantized_products import is_quantized
 from stemma.layers.attention import MultiHeadAttention
 from stemma.layers.feed_forward import ACTIVATIONS, FeedForward, GatedFeedForward
@@ -22,27 +30,29 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def prepacked(model: Any, rows: int, *, fewest: int | None = None, release: bool | None = False) -> Iterator[None]:
+def prepacked(model: Any, rows: int, *, release: bool | None = False) -> Iterator[None]:
     """Inside this block, let a model on a CPU use the products of `inference.products`, where that is possible.
 
-    Queries, keys and values become one product. The results differ from the model's own by rounding only. The block is
-    for inference: there are no gradients through the packed weights, and they do not follow changes of the parameters.
-    Inside another such block it does nothing. Packing takes about as long as three to five tokens.
+    The results differ from the model's own by rounding only. The block is for inference: there are no gradients through
+    the products, and those that lay weights out anew do not follow changes of the parameters; that takes about as long
+    as three to five tokens. Inside another such block it does nothing.
 
     Args:
         model: with `logits(hidden)`, which multiplies by `output_weight` and adds `output_bias`, where there is one,
             made of `MultiHeadAttention`, `FeedForward` and linear maps.
         rows: about how many rows a product will have; the best layout depends on it, the results do not.
-        fewest: how few they can be, if that varies: then weights may be laid out twice, once for few rows.
-        release: False keeps the parameters; memory then holds most of the weights twice, and nothing is packed if that
-            would take more than half of what is free. True frees the parameters and rebuilds them, bit by bit, at the
-            end of the block: only the output projection is held twice, and the model cannot be saved or copied inside;
-            somewhat slower for one row. None: True if memory is scarce, else False.
+        release: for products that lay weights out anew. False keeps the parameters; memory then holds most of the
+            weights twice, and nothing is packed if that would take more than half of what is free. True frees the
+            parameters and rebuilds them, bit by bit, at the end of the block: only the output projection is held twice,
+            and the model cannot be saved or copied inside; somewhat slower for one row. None: True if memory is scarce,
+            else False.
     """
     if "logits" in vars(model):
         yield
         return
-    scarce = _size(model) > _free_memory() / 2
+    dtype = next(model.parameters()).dtype
+    kind = fastest(dtype, rows)
+    scarce = kind is not StreamedProduct and _size(model) > _free_memory() / 2
     if release is None:
         release = scarce
     obstacle = _obstacle(model) or ("too little memory to hold the weights twice" if scarce and not release else "")
@@ -50,15 +60,10 @@ def prepacked(model: Any, rows: int, *, fewest: int | None = None, release: bool
         logger.info("decoding with the model's own products: %s", obstacle)
         yield
         return
-    dtype = next(model.parameters()).dtype
-    packing = _Packing(rows, release)
+    packing = _Packing(OneDNNProduct if release else kind, rows, release)  # the one that can be undone
     try:
-        kind = OneDNNProduct if release else fastest(dtype, rows)  # the one that can be undone
-        packing.apply(model, kind)
-        logger.info("decoding with %d packed products: %s, for %d rows", packing.products, kind.__name__, rows)
-        if fewest is not None and not release and (few := fastest(dtype, fewest)) is not kind:
-            packing.apply(model, few)
-            logger.info("and %s for at most %d", few.__name__, few.most_rows)
+        packing.apply(model)
+        logger.info("decoding with %d packed products: %s, for %d rows", packing.products, packing.kind.__name__, rows)
         yield
     finally:
         packing.undo()
@@ -97,19 +102,31 @@ def _free_memory() -> float:
 class _Packing:
     """The replaced methods, and what it takes to undo them."""
 
-    def __init__(self, rows: int, release: bool) -> None:
-        self.rows, self.release, self.products = rows, release, 0
-        self.kind: type[Product] = OneDNNProduct
+    def __init__(self, kind: type[Product], rows: int, release: bool) -> None:
+        self.kind, self.rows, self.release, self.products = kind, rows, release, 0
         self._replaced: list[tuple[nn.Module, str]] = []
         self._released: list[tuple[OneDNNProduct, Sequence[nn.Linear], list[int]]] = []
 
     @torch.no_grad()
-    def apply(self, model: Any, kind: type[Product]) -> None:
-        """Replace the products of a model, and what is slow for one row beside them; those of another kind stay for
-        what has more rows than this kind takes."""
-        self.kind = kind
+    def apply(self, model: Any) -> None:
+        """Replace the products of a model, and what is slow for one row beside them."""
         self._use(model, "logits", pack(self.kind, model.output_weight, getattr(model, "output_bias", None), self.rows))
         done = {getattr(model, "output", None)}
+        if self.kind is not StreamedProduct:  # which takes weights as they lie
+            done |= self._join(model)
+        for module in model.modules():
+            if isinstance(module, nn.Linear) and module not in done:
+                self._use(module, "forward", self._pack([module]))
+            elif isinstance(module, nn.Dropout):
+                self._set(module, "forward", _identity)
+            elif isinstance(module, nn.LayerNorm):
+                self._set(module, "forward", _layer_norm(module))
+            elif isinstance(module, RMSNorm) and module.weight.dtype == torch.float32:
+                self._set(module, "forward", _root_mean_square_norm(module))
+
+    def _join(self, model: Any) -> set[nn.Module]:
+        """Make maps of one input one product, and an activation its end; return the maps."""
+        done: set[nn.Module] = set()
         for module in model.modules():
             if isinstance(module, MultiHeadAttention | GroupedQueryAttention):
                 maps = [module.query, module.key, module.value]
@@ -125,22 +142,14 @@ class _Packing:
                 if name is not None:
                     self._use(module, "forward", self._pack([module.up], name), module.down)
                     done.add(module.up)
-        for module in model.modules():
-            if isinstance(module, nn.Linear) and module not in done:
-                self._use(module, "forward", self._pack([module]))
-            elif isinstance(module, nn.Dropout):
-                self._set(module, "forward", _identity)
-            elif isinstance(module, nn.LayerNorm):
-                self._set(module, "forward", _layer_norm(module))
-            elif isinstance(module, RMSNorm) and module.weight.dtype == torch.float32:
-                self._set(module, "forward", _root_mean_square_norm(module))
+        return done
 
     @torch.no_grad()
     def undo(self) -> None:
         """Give the model its own methods and parameters back."""
         while self._replaced:
             module, name = self._replaced.pop()
-            vars(module).pop(name, None)  # it may have been replaced twice
+            delattr(module, name)
         with torch.inference_mode(False):
             while self._released:
                 product, maps, sizes = self._released[-1]

@@ -1,16 +1,17 @@
 """Matrix products for a few rows on a CPU, each with the weight in the layout that it is read fastest in.
 
 With few rows a product takes as long as its weight takes to be read. `F.linear` reads at a third to a half of the
-memory's bandwidth. Which road is faster depends on precision and rows; measured on two cores with AVX-512
-(GB/s for a [3072, 768] weight, `F.linear` in brackets): float32 and one row, `SplitProduct` 27 (12); bfloat16 and up to
-four rows, `HalfProduct` 26 to 30 (13 to 15); anything else, `OneDNNProduct` 19 to 23 (10).
+memory's bandwidth. Up to eight rows `StreamedProduct` is faster wherever there are kernels for it (see
+`inference.streaming` for numbers). Elsewhere, measured on two cores with AVX-512 (GB/s for a [3072, 768] weight in
+float32, `F.linear` in brackets): one row, `SplitProduct` 27 (12); anything else, `OneDNNProduct` 19 to 23 (10).
 """
 
-import math
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
+
+from stemma.inference import streaming
 
 # What OneDNNProduct can apply before its result is written to memory: our activations and oneDNN's name and algorithm.
 FUSED_ACTIVATIONS = {"gelu_tanh": ("gelu", "tanh"), "gelu": ("gelu", "none"), "relu": ("relu", "")}
@@ -75,30 +76,23 @@ class SplitProduct:
         return y.view(*x.shape[:-1], -1)[..., : self.outputs]
 
 
-class HalfProduct:
-    """Up to four bfloat16 rows: FBGEMM's product of float32 with float16, two bytes a weight as before.
-
-    The weight is scaled by a power of two into float16's range, where all of bfloat16's 8 significant bits fit; the
-    result is that of exact bfloat16 weights and float32 sums.
+class StreamedProduct:
+    """Up to eight rows by `inference.streaming`: the weight is used as it lies, there is no copy of it.
 
     Raises:
-        ValueError: the weight spans so many orders of magnitude that float16 cannot hold it exactly.
+        ValueError: a row of the weight is no multiple of 64 bytes.
     """
 
-    most_rows: ClassVar[int | None] = 4
+    most_rows: ClassVar[int | None] = 8
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        weight = weight.detach().float()
-        exponent = math.frexp(weight.abs().max().item())[1]
-        scaled = weight.mul_(2.0 ** (14 - exponent))  # below 2^14, a quarter of float16's largest number
-        if not torch.equal(scaled.half().float(), scaled):
-            raise ValueError("float16 cannot hold this weight")
-        self._packed = torch.ops.quantized.linear_prepack_fp16(scaled, None if bias is None else bias.detach().float())
-        self._unscale = torch.tensor([2.0 ** (exponent - 14)])  # float32 [1], so that the product with x is float32
-        self._operator = torch.ops.quantized.linear_dynamic_fp16.default
+        if not weight.is_contiguous() or weight.shape[1] * weight.itemsize % streaming.VECTOR:
+            raise ValueError("this weight cannot be streamed")
+        self.weight, self.bias = weight.detach(), None if bias is None else bias.detach().float()
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._operator(x * self._unscale, self._packed).to(x.dtype)
+        y = streaming.multiply_floats(x.reshape(-1, x.shape[-1]).contiguous(), self.weight, self.bias)
+        return y.to(x.dtype).view(*x.shape[:-1], -1)
 
 
 def available(dtype: torch.dtype) -> bool:
@@ -111,11 +105,10 @@ def available(dtype: torch.dtype) -> bool:
 
 def fastest(dtype: torch.dtype, rows: int) -> type[Product]:
     """Return the class of the product that is fastest for about `rows` rows."""
+    if rows <= 8 and streaming.streams(str(dtype).removeprefix("torch.")):
+        return StreamedProduct
     if dtype == torch.float32 and rows == 1 and torch.backends.mkl.is_available():
         return SplitProduct
-    fbgemm = "fbgemm" in torch.backends.quantized.supported_engines
-    if dtype == torch.bfloat16 and rows <= 4 and fbgemm and not torch.cpu._is_amx_tile_supported():
-        return HalfProduct
     return OneDNNProduct
 
 
@@ -123,9 +116,9 @@ def pack(kind: type[Product], weight: Tensor, bias: Tensor | None, rows: int) ->
     """Return a product of the kind, or oneDNN's where that is impossible for this weight."""
     if kind is SplitProduct:
         return SplitProduct(weight, bias)
-    if kind is HalfProduct:
+    if kind is StreamedProduct:
         try:
-            return HalfProduct(weight, bias)
+            return StreamedProduct(weight, bias)
         except ValueError:
             pass
     return OneDNNProduct(weight, bias, rows)

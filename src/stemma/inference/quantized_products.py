@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stemma.errors import InputError
+from stemma.inference import streaming
+from stemma.inference.products import available
 from stemma.inference.row_rounding import fastest_rounding
 
 logger = logging.getLogger(__name__)
@@ -25,7 +27,7 @@ logger = logging.getLogger(__name__)
 GROUPS = (32, 64, 128)  # how many weights of a row may share a scale in int4
 _BLOCK = 64  # outputs that PyTorch packs together for AVX-512
 _NARROW, _ENOUGH_ROWS = 256, 8  # outputs; oneDNN multiplies 1 to 7 rows with so few by a loop that takes milliseconds
-_FEW_ROWS = 64  # up to which int4's own product is faster than unpacking and multiplying
+_MOST_BYTES, _FEW_ROWS = 32, 64  # rows up to which int8's, int4's own product is faster than unpacking and multiplying
 
 
 class QuantizedProduct(Protocol):
@@ -128,6 +130,33 @@ class Int8Product:
         return self._packed.to_dense().t().float() * self._scales.unsqueeze(1)
 
 
+class StreamedInt8:
+    """int8 by `inference.streaming`: a few rows are rounded as `Int8Product` rounds them; many are multiplied in
+    bfloat16, which holds rounded weights exactly, and in which x is rounded less than to 8 bits of its largest number.
+    """
+
+    def __init__(self, values: Tensor, scales: Tensor) -> None:
+        self._inputs, self._scales = values.shape[1], scales
+        padded = F.pad(values, (0, -self._inputs % streaming.VECTOR))
+        self._bytes = padded.contiguous().view(torch.uint8) ^ 128  # without a sign: 128 too large
+        self.bytes = self._bytes.nbytes + scales.nbytes
+
+    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        if len(rows) <= _MOST_BYTES:
+            y = streaming.multiply_bytes(rows.float().contiguous(), self._bytes, self._scales, bias)
+        else:
+            y = F.linear(rows.to(torch.bfloat16), self._values(torch.bfloat16)).float().mul_(self._scales)
+            y = y if bias is None else y.add_(bias)
+        return y.to(x.dtype).view(*x.shape[:-1], len(self._scales))
+
+    def _values(self, dtype: torch.dtype) -> Tensor:
+        return self._bytes[:, : self._inputs].to(dtype).sub_(128)
+
+    def weight(self) -> Tensor:
+        return self._values(torch.float32).mul_(self._scales.unsqueeze(1))
+
+
 class StoredInt4:
     """int4 on any device: the weight is made a float before each product. Always right, never fast."""
 
@@ -182,6 +211,37 @@ class Int4Product:
         groups = values.sub_(8).view(len(self._levels), -1, outputs).to(dtype)
         scale, centre = self._levels.to(dtype).transpose(1, 2).contiguous().unsqueeze(2).unbind(1)
         return torch.addcmul(centre, groups, scale).view(2 * pairs, outputs)
+
+
+class StreamedInt4:
+    """int4 by `inference.streaming`: a few rows are rounded to 8 bits; many are multiplied in bfloat16."""
+
+    def __init__(self, values: Tensor, levels: Tensor) -> None:
+        self._inputs, self._group = values.shape[1], values.shape[1] // levels.shape[1]
+        values = F.pad(values, (0, -self._inputs % streaming.NIBBLES))
+        halves = values.unflatten(1, (-1, 2, streaming.VECTOR))
+        self._pairs = halves[:, :, 0] | halves[:, :, 1] << 4  # [out, steps, 64]
+        self._levels = F.pad(levels, (0, 0, 0, values.shape[1] // self._group - levels.shape[1])).contiguous()
+        self.bytes = self._pairs.nbytes + self._levels.nbytes
+
+    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        if len(rows) <= _FEW_ROWS:
+            own = rows.float().contiguous()
+            y = streaming.multiply_nibbles(own, self._pairs, self._levels, self._group, bias)
+        else:
+            y = F.linear(rows.to(torch.bfloat16), self._unpacked(torch.bfloat16)).float()
+            y = y if bias is None else y.add_(bias)
+        return y.to(x.dtype).view(*x.shape[:-1], len(self._pairs))
+
+    def weight(self) -> Tensor:
+        return self._unpacked(torch.float32)
+
+    def _unpacked(self, dtype: torch.dtype) -> Tensor:
+        halves = torch.stack([self._pairs & 15, self._pairs >> 4], 2).flatten(1)
+        groups = halves.unflatten(1, (-1, self._group)).to(dtype).sub_(8)
+        scale, centre = self._levels.to(dtype).unsqueeze(2).unbind(-1)
+        return torch.addcmul(centre, groups, scale).flatten(1)[:, : self._inputs]
 
 
 class Int8OnGPU(StoredInt8):
@@ -247,7 +307,9 @@ def _plain(bits: int) -> Make:
 
 def _fast(bits: int, device: str) -> Make:
     if device == "cpu":
-        return Int8Product if bits == 8 else Int4Product
+        streamed = streaming.streams(f"int{bits}") and available(torch.bfloat16)
+        kinds: tuple[Make, Make] = (StreamedInt8, StreamedInt4) if streamed else (Int8Product, Int4Product)
+        return kinds[bits == 4]
     return Int8OnGPU if bits == 8 else Int4OnGPU
 
 

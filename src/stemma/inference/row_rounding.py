@@ -6,6 +6,7 @@ Measured on one core for rows of 768, microseconds: one row 16 instead of 38, 51
 import logging
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,15 +29,11 @@ def round_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 @cache
 def fastest_rounding() -> RoundRows:
-    """Return `round_rows`, or what does the same in a third of the time. Compiling it takes about a second, once."""
-    try:
-        from numba import njit
-    except ImportError:
+    """Return `round_rows`, or what does the same in a third of the time."""
+    kernel = compiled_rounding()
+    if kernel is None:
         logger.info("int8: Numba is not installed, PyTorch rounds the rows")
         return round_rows
-    signature = "void(float32[:, ::1], int32[:, ::1], int8[:, ::1], float32[::1])"
-    # Reordering is allowed, so that loops become vector instructions; numbers that are none are not assumed away.
-    kernel = njit(signature, nogil=True, fastmath={"contract", "reassoc", "nsz", "arcp"})(_round)
 
     def by_numba(rows: Tensor) -> tuple[Tensor, Tensor]:
         rows = rows.detach().float().contiguous()
@@ -48,7 +45,22 @@ def fastest_rounding() -> RoundRows:
     return by_numba
 
 
-def _round(rows: np.ndarray, bits: np.ndarray, rounded: np.ndarray, scales: np.ndarray) -> None:
+@cache
+def compiled_rounding() -> Callable[..., None] | None:
+    """Return `round_into`, compiled, or None. The first call on a machine takes about a second."""
+    try:
+        from numba import njit
+    except ImportError:
+        return None
+    # Reordering is allowed, so that loops become vector instructions; numbers that are none are not assumed away.
+    signature = "void(float32[:, ::1], int32[:, ::1], int8[:, ::1], float32[::1])"
+    options: dict[str, Any] = {"nogil": True, "cache": True, "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
+    found: Callable[..., None] = njit(signature, **options)(round_into)
+    return found
+
+
+def round_into(rows: np.ndarray, bits: np.ndarray, rounded: np.ndarray, scales: np.ndarray) -> None:
+    """Round rows, float32 [rows, n] and the same memory as int32, into int8 [rows, n or more] and scales: for Numba."""
     found = np.empty(1, np.int32)
     for number in range(rows.shape[0]):
         # Without their sign, floats are ordered as the integers of the same bits are, whose maximum is a fast loop.
