@@ -3,12 +3,11 @@
 import pytest
 import torch
 
-from stemma.inference.products import HalfProduct, OneDNNProduct, SplitProduct, available, fastest, pack
+from stemma.inference import streaming
+from stemma.inference.products import OneDNNProduct, SplitProduct, StreamedProduct, available, fastest, pack
 
 pytestmark = pytest.mark.skipif(not available(torch.float32), reason="this build of PyTorch has no oneDNN")
-needs_fbgemm = pytest.mark.skipif(
-    "fbgemm" not in torch.backends.quantized.supported_engines, reason="this build of PyTorch has no FBGEMM"
-)
+needs_streams = pytest.mark.skipif(not streaming.streams("bfloat16"), reason="no kernels for this processor")
 
 SHAPES = [(384, 128), (128, 384), (128, 128), (257, 64), (50, 70), (301, 300)]
 
@@ -51,37 +50,48 @@ def test_onednn_product(shape, biased, rows):
     assert torch.allclose(fused, torch.nn.functional.gelu(exact(x, weight, bias), approximate="tanh"), atol=1e-4)
 
 
-@needs_fbgemm
-@pytest.mark.parametrize("size", [1e-6, 0.02, 3e4])
-@pytest.mark.parametrize("rows", [1, 4])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_half_product_is_exact_for_bfloat16_weights(shape, rows, size):
-    weight = (size * numbers(*shape)).bfloat16()
-    weight[0, :3] = torch.tensor([0.0, 1e-7 * size, -3e-6 * size])
-    x, bias = numbers(rows, shape[1], seed=1), (size * numbers(shape[0], seed=2)).bfloat16()
-    product = HalfProduct(weight, bias)
-    expected = exact(x, weight, bias)
-    assert torch.allclose(product(x).double(), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
-    low = product(x.bfloat16())
-    assert low.dtype == torch.bfloat16
-    assert torch.equal(low, HalfProduct(weight, bias)(x.bfloat16().float()).bfloat16())
+@needs_streams
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("shape", [(384, 128), (130, 384), (7, 32), (600, 1024)])
+def test_streamed_product(shape, biased, dtype, threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    weight = numbers(*shape).to(dtype)
+    bias = numbers(shape[0], seed=2).to(dtype) if biased else None
+    product = pack(StreamedProduct, weight, bias, 1)
+    assert isinstance(product, StreamedProduct) and product.weight.data_ptr() == weight.data_ptr()  # no second copy
+    for rows in (1, 2, 3, 5, 8):
+        x = numbers(rows, 1, shape[1], seed=rows).to(dtype)
+        y = product(x)
+        assert y.shape == (rows, 1, shape[0]) and y.dtype == dtype
+        near = {"atol": 1e-4} if dtype == torch.float32 else {"rtol": 2**-8, "atol": 1e-4}
+        assert torch.allclose(y.double(), exact(x, weight, bias), **near)
 
 
-@needs_fbgemm
-def test_half_product_refuses_what_float16_cannot_hold():
-    weight = torch.ones(64, 64, dtype=torch.bfloat16)
-    weight[3, 4] = 1e-12
-    with pytest.raises(ValueError, match="float16 cannot hold this weight"):
-        HalfProduct(weight, None)
-    assert isinstance(pack(HalfProduct, weight, None, 1), OneDNNProduct)
-    weight[3, 4] = 0.0
-    assert isinstance(pack(HalfProduct, weight, None, 1), HalfProduct)
+@needs_streams
+def test_what_is_no_number_is_seen_in_streamed_products():
+    x = numbers(3, 64)
+    x[1, 5], x[2, 7] = torch.nan, torch.inf
+    y = StreamedProduct(numbers(32, 64).abs(), None)(x)
+    assert y[0].isfinite().all() and y[1].isnan().all() and y[2].isinf().all()
 
 
-@pytest.mark.parametrize("tiles", [True, False])
-def test_the_product_for_the_number_of_rows(tiles, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
-    assert fastest(torch.float32, 1) is (SplitProduct if torch.backends.mkl.is_available() else OneDNNProduct)
-    assert fastest(torch.float32, 2) is fastest(torch.bfloat16, 8) is OneDNNProduct
-    if "fbgemm" in torch.backends.quantized.supported_engines:
-        assert fastest(torch.bfloat16, 4) is (OneDNNProduct if tiles else HalfProduct)
+def test_what_cannot_be_streamed():
+    for weight in (numbers(64, 65), numbers(64, 64).t()):
+        with pytest.raises(ValueError, match="cannot be streamed"):
+            StreamedProduct(weight, None)
+        assert isinstance(pack(StreamedProduct, weight, None, 1), OneDNNProduct)
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_the_product_for_the_number_of_rows(streamed, monkeypatch):
+    monkeypatch.setattr(streaming, "streams", lambda kind: streamed and kind in ("float32", "bfloat16"))
+    assert fastest(torch.float32, 9) is fastest(torch.bfloat16, 9) is OneDNNProduct
+    if streamed:
+        assert {fastest(dtype, rows) for dtype in (torch.float32, torch.bfloat16) for rows in (1, 8)} == {
+            StreamedProduct
+        }
+    else:
+        assert fastest(torch.float32, 1) is (SplitProduct if torch.backends.mkl.is_available() else OneDNNProduct)
+        assert fastest(torch.float32, 2) is fastest(torch.bfloat16, 1) is OneDNNProduct

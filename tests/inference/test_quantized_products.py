@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stemma.inference import quantized_products
+from stemma.inference import quantized_products, streaming
 from stemma.inference.quantized_products import (
     GROUPS,
     Int4Product,
@@ -13,6 +13,8 @@ from stemma.inference.quantized_products import (
     QuantizedLinear,
     StoredInt4,
     StoredInt8,
+    StreamedInt4,
+    StreamedInt8,
     make_product,
     round_int4,
     round_int8,
@@ -21,6 +23,10 @@ from stemma.inference.row_rounding import fastest_rounding, round_rows
 
 needs_int8 = pytest.mark.skipif(not quantized_products._is_right(8, "cpu"), reason="no oneDNN product of int8 here")
 needs_int4 = pytest.mark.skipif(not quantized_products._is_right(4, "cpu"), reason="no product of int4 here")
+
+needs_streams = pytest.mark.skipif(
+    not all(streaming.streams(kind) for kind in ("int8", "bfloat16")), reason="no kernels for this processor"
+)
 
 
 def weight_of(outputs: int, inputs: int) -> torch.Tensor:
@@ -56,13 +62,14 @@ def test_no_weight_moves_by_more_than_half_a_scale():
         assert (error > 0.45 * scale.unsqueeze(-1)).any()
 
 
-@pytest.mark.parametrize("outputs", [40, 128])
+@pytest.mark.parametrize("kind", [Int8Product, pytest.param(StreamedInt8, marks=needs_streams)])
+@pytest.mark.parametrize("outputs", [40, 129])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rows", [1, 3, 80])
+@pytest.mark.parametrize("rows", [1, 3, 20])
 @needs_int8
-def test_int8_is_the_product_of_rounded_weights_and_rounded_rows(rows, dtype, outputs):
+def test_int8_is_the_product_of_rounded_weights_and_rounded_rows(rows, dtype, outputs, kind):
     """Closed form: both sides as integers times their scales, in float64."""
-    product = Int8Product(*round_int8(weight_of(outputs, 96)))
+    product = kind(*round_int8(weight_of(outputs, 96)))
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(rows, 96, generator=generator).mul_(3).to(dtype)
     bias = torch.randn(outputs, generator=generator)
@@ -76,6 +83,41 @@ def test_int8_is_the_product_of_rounded_weights_and_rounded_rows(rows, dtype, ou
     assert ((given.double() - expected).abs() <= tolerance * (expected.abs() + 1) + 1.01 * level).all()
     close = (given.double() - expected).abs() <= tolerance * (expected.abs() + 1)
     assert close.all(1).float().mean() > 0.9
+
+
+@needs_streams
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("inputs", [128, 384, 640])
+@pytest.mark.parametrize("rows", [1, 2, 4, 7, 20])
+def test_streamed_int4_is_the_product_of_rounded_weights_and_rounded_rows(rows, inputs, group):
+    """Closed form, as above."""
+    weight = torch.randn(43, inputs, generator=torch.Generator().manual_seed(0)) + 1
+    rounded = round_int4(weight, group)
+    product, stored = StreamedInt4(*rounded), StoredInt4(*rounded)
+    assert torch.equal(product.weight(), stored.weight())
+    generator = torch.Generator().manual_seed(1)
+    x, bias = torch.randn(rows, inputs, generator=generator), torch.randn(43, generator=generator)
+    integers, scales = round_rows(x)
+    expected = integers.double() * scales.double().unsqueeze(1) @ stored.weight().double().t() + bias.double()
+    assert (product(x, bias).double() - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert (product(x).double() - expected + bias).abs().max() < 1e-5 * expected.abs().max()
+
+
+@needs_streams
+@pytest.mark.parametrize("bits", [4, 8])
+def test_many_rows_of_streamed_weights_are_multiplied_in_bfloat16(bits):
+    kind, rounded = (
+        (StreamedInt8, round_int8(weight_of(40, 192)))
+        if bits == 8
+        else (StreamedInt4, round_int4(weight_of(40, 192), 32))
+    )
+    product = kind(*rounded)
+    x = torch.randn(2, 70, 192, generator=torch.Generator().manual_seed(1))
+    expected = x.double() @ product.weight().double().t()
+    error = (product(x).double() - expected).abs() / expected.abs().amax((0, 1)).clamp_min(1e-12)
+    assert product(x).shape == (2, 70, 40) and error.max() < 2**-7
+    low = product(x.bfloat16(), torch.ones(40, dtype=torch.bfloat16))
+    assert low.dtype == torch.bfloat16 and torch.allclose(low.float() - 1, product(x), rtol=0.05, atol=0.1)
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -157,13 +199,15 @@ def test_groups_fit_the_row():
         product = make_product(torch.randn(64, inputs), 4, group)
         values, levels = round_int4(product.weight(), kept)
         assert torch.equal(StoredInt4(values, levels).weight(), product.weight()), "rounding again changes nothing"
-        assert product.bytes == 64 * inputs // 2 + 64 * inputs // kept * 4
-    assert isinstance(make_product(torch.randn(64, 48), 4, 32), Int8Product | StoredInt8)
+        assert 0 <= product.bytes - (64 * inputs // 2 + 64 * inputs // kept * 4) <= 64 * 64 // 2 + 64, (
+            "a step, 16 levels"
+        )
+    assert isinstance(make_product(torch.randn(64, 48), 4, 32), Int8Product | StreamedInt8 | StoredInt8)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_an_operator_that_is_wrong_or_missing_is_not_used(bits, monkeypatch):
-    kind = {4: Int4Product, 8: Int8Product}[bits]
+    kind = quantized_products._fast(bits, "cpu")
     check = quantized_products._is_right.__wrapped__
     call = kind.__call__
     monkeypatch.setattr(kind, "__call__", lambda self, x, bias=None: call(self, x, bias).clamp_max(30))  # saturates
@@ -208,6 +252,7 @@ def test_rows_are_rounded_alike_with_and_without_numba():
 
 def test_without_numba_products_are_right_too(monkeypatch):
     monkeypatch.setattr(quantized_products, "fastest_rounding", lambda: round_rows)
+    monkeypatch.setattr(streaming, "streams", lambda kind: False)
     weight, x = torch.randn(64, 96), torch.randn(5, 96)
     with_torch = make_product(weight, 8, 32)(x)
     monkeypatch.undo()

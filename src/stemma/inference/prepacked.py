@@ -56,14 +56,16 @@ def prepacked(model: Any, rows: int, *, release: bool | None = False) -> Iterato
     if release is None:
         release = scarce
     obstacle = _obstacle(model) or ("too little memory to hold the weights twice" if scarce and not release else "")
-    if obstacle:
-        logger.info("decoding with the model's own products: %s", obstacle)
-        yield
-        return
     packing = _Packing(OneDNNProduct if release else kind, rows, release)  # the one that can be undone
     try:
-        packing.apply(model)
-        logger.info("decoding with %d packed products: %s, for %d rows", packing.products, packing.kind.__name__, rows)
+        if obstacle:
+            logger.info("decoding with the model's own products: %s", obstacle)
+        else:
+            packing.apply(model)
+            made, name = packing.products, packing.kind.__name__
+            logger.info("decoding with %d packed products: %s, for %d rows", made, name, rows)
+        if not model.training and model.output_weight.device.type == "cpu":
+            packing.simplify(model)
         yield
     finally:
         packing.undo()
@@ -109,7 +111,7 @@ class _Packing:
 
     @torch.no_grad()
     def apply(self, model: Any) -> None:
-        """Replace the products of a model, and what is slow for one row beside them."""
+        """Replace the products of a model."""
         self._use(model, "logits", pack(self.kind, model.output_weight, getattr(model, "output_bias", None), self.rows))
         done = {getattr(model, "output", None)}
         if self.kind is not StreamedProduct:  # which takes weights as they lie
@@ -117,7 +119,13 @@ class _Packing:
         for module in model.modules():
             if isinstance(module, nn.Linear) and module not in done:
                 self._use(module, "forward", self._pack([module]))
-            elif isinstance(module, nn.Dropout):
+
+    def simplify(self, model: nn.Module) -> None:
+        """Replace what is slow for one row beside the products."""
+        for module in model.modules():
+            if "forward" in vars(module):  # inside another block
+                continue
+            if isinstance(module, nn.Dropout):
                 self._set(module, "forward", _identity)
             elif isinstance(module, nn.LayerNorm):
                 self._set(module, "forward", _layer_norm(module))

@@ -221,7 +221,7 @@ class StreamedInt4:
         values = F.pad(values, (0, -self._inputs % streaming.NIBBLES))
         halves = values.unflatten(1, (-1, 2, streaming.VECTOR))
         self._pairs = halves[:, :, 0] | halves[:, :, 1] << 4  # [out, steps, 64]
-        self._levels = F.pad(levels, (0, 0, 0, values.shape[1] // self._group - levels.shape[1])).contiguous()
+        self._levels = F.pad(levels.flatten(0, 1), (0, 0, 0, 16))
         self.bytes = self._pairs.nbytes + self._levels.nbytes
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -238,10 +238,10 @@ class StreamedInt4:
         return self._unpacked(torch.float32)
 
     def _unpacked(self, dtype: torch.dtype) -> Tensor:
-        halves = torch.stack([self._pairs & 15, self._pairs >> 4], 2).flatten(1)
-        groups = halves.unflatten(1, (-1, self._group)).to(dtype).sub_(8)
-        scale, centre = self._levels.to(dtype).unsqueeze(2).unbind(-1)
-        return torch.addcmul(centre, groups, scale).flatten(1)[:, : self._inputs]
+        values = torch.stack([self._pairs & 15, self._pairs >> 4], 2).flatten(1)[:, : self._inputs]
+        groups = values.unflatten(1, (-1, self._group)).to(dtype).sub_(8)
+        scale, centre = self._levels[:-16].to(dtype).view(len(values), -1, 1, 2).unbind(-1)
+        return torch.addcmul(centre, groups, scale).flatten(1)
 
 
 class Int8OnGPU(StoredInt8):

@@ -2,11 +2,13 @@
 
 With few rows a product takes as long as its weight takes to come from memory. These kernels ask for what they will
 need 8 KiB ahead, and multiply it with all rows while it is there. Numba compiles them; its own loops neither prefetch
-nor multiply bytes, so that the innermost one is written in LLVM's language.
+nor multiply bytes, so that the innermost one is written in LLVM's language. It stands in this file because Numba keeps
+compiled kernels on disk until the file that they come from changes.
 
 Measured on one core of an Intel server with AMX for a [2048, 768] weight from memory, microseconds for 1, 4 and 8
 rows, in brackets oneDNN's, for which the weight is laid out anew: float32 545 (733), 568 (757), 446 (730); bfloat16
-306 (302 to 581), 361 (480), 389 (332); int8 150 (225 to 548), 171 (230 to 527), 156 (225).
+306 (302 to 581), 361 (480), 389 (332); int8 139 (221 to 548), 171 (230 to 527), 203 (244); int4 108, 8 rows 234
+(PyTorch's 151, 463).
 """
 
 import logging
@@ -35,6 +37,8 @@ _FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
 @cache
 def streams(kind: str) -> bool:
     """Return whether there are kernels for weights in "float32", "bfloat16", "int8" or "int4" here."""
+    if kind not in _FEATURES:
+        return False
     try:
         import numba  # noqa: F401
         from llvmlite.binding import get_host_cpu_features
@@ -52,11 +56,12 @@ def multiply_floats(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         x: float32 or bfloat16 [rows, in], contiguous. weight: of the same type, [out, in], contiguous, a row of it a
             multiple of 64 bytes. bias: float [out].
     """
-    y = torch.empty(len(x), len(weight))
+    y = torch.empty(x.shape[0], weight.shape[0])
     kind = "float32" if weight.dtype == torch.float32 else "bfloat16"
     parts = _parts(weight.nbytes)
-    run = _floats(kind, _rows(len(x)), parts > 1)
-    run(x.data_ptr(), weight.data_ptr(), y.numpy(), _added(bias, y), weight[0].nbytes // VECTOR, parts)
+    run = _floats(kind, _rows(x.shape[0]), parts > 1)
+    steps = weight.shape[1] * weight.itemsize // VECTOR
+    run(x.data_ptr(), weight.data_ptr(), y.numpy(), _added(bias, y), steps, parts)
     return y
 
 
@@ -67,10 +72,10 @@ def multiply_bytes(x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | Non
         x: float32 [rows, in], contiguous. weight: uint8 [out, in rounded up to 64], contiguous. scales: float32 [out].
         bias: float [out].
     """
-    y = torch.empty(len(x), len(weight))
+    y = torch.empty(x.shape[0], weight.shape[0])
     parts = _parts(weight.nbytes)
     numbers, by = _rounded(x, weight.shape[1])
-    run = _bytes(_rows(len(x)), parts > 1)
+    run = _bytes(_rows(x.shape[0]), parts > 1)
     run(numbers, by, weight.data_ptr(), y.numpy(), scales.numpy(), _added(bias, y), parts)
     return y
 
@@ -80,20 +85,22 @@ def multiply_nibbles(x: Tensor, weight: Tensor, levels: Tensor, group: int, bias
 
     Args:
         x: float32 [rows, in], contiguous. weight: uint8 [out, steps, 64], contiguous: of 128 weights in a row the first
-            64 in the low halves, the others in the high ones. levels: bfloat16 [out, steps * 128 / group, 2], scale and
-            centre of each `group` weights (32, 64 or 128). bias: float [out].
+            64 in the low halves, the others in the high ones; behind `in` there are zeros. levels: bfloat16
+            [out * in / group + 16, 2], contiguous: scale and centre of each `group` weights (32, 64 or 128), and
+            numbers that may be read but are not used. bias: float [out].
     """
-    y = torch.empty(len(x), len(weight))
+    y = torch.empty(x.shape[0], weight.shape[0])
     parts = _parts(weight.nbytes)
     numbers, by = _rounded(x, weight.shape[1] * NIBBLES)
-    run = _nibbles(_rows(len(x)), group, parts > 1)
-    run(numbers, by, weight.data_ptr(), levels.data_ptr(), y.numpy(), _added(bias, y), levels[0].nbytes, parts)
+    run = _nibbles(_rows(x.shape[0]), group, parts > 1)
+    addresses = weight.data_ptr(), levels.data_ptr()
+    run(numbers, by, *addresses, y.numpy(), _added(bias, y), x.shape[1] // group, parts)
     return y
 
 
 def _rounded(x: Tensor, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Return x as int8 [rows, width], zeros behind the numbers, and what to multiply each row by."""
-    numbers, by, rows = np.zeros((len(x), width), np.int8), np.empty(len(x), np.float32), x.numpy()
+    numbers, by, rows = np.zeros((x.shape[0], width), np.int8), np.empty(x.shape[0], np.float32), x.numpy()
     rounding = compiled_rounding()
     assert rounding is not None, "asked for without Numba"
     rounding(rows, rows.view(np.int32), numbers, by)
@@ -111,8 +118,8 @@ def _zeros(size: int) -> np.ndarray:
 
 
 def _rows(rows: int) -> int:
-    """Return how many rows a block has."""
-    return next((few for few in _OUTPUTS if rows <= few), max(_OUTPUTS))
+    """Return how many rows a block has: the next power of two, up to 8."""
+    return min(1 << (rows - 1).bit_length(), 8)
 
 
 def _parts(weight_bytes: int) -> int:
@@ -197,35 +204,34 @@ def _nibbles(block_rows: int, group: int, parallel: bool) -> Callable[..., None]
     outputs = _OUTPUTS[block_rows]
     block, single = _nibble_block(block_rows, outputs, group), _nibble_block(block_rows, 1, group)
 
-    def run(numbers, by, weight, levels, y, bias, level_bytes, parts):  # type: ignore[no-untyped-def]  # pragma: no cover
+    def run(numbers, by, weight, levels, y, bias, groups, parts):  # type: ignore[no-untyped-def]  # pragma: no cover
         rows, width = numbers.shape
         steps, several = width // NIBBLES, parts if parallel else 1
-        # For each half of a step a vector with the sums of the row's 32 numbers in places 0 and 8, as the levels lie.
-        totals = np.zeros((rows, width // VECTOR, 16), np.float32)
+        totals = np.zeros((rows, (groups + 15) // 16 * 16), np.float32)  # of each group's numbers
         for row in range(rows):
-            for place in range(width // 32):
+            for place in range(groups):
                 total = np.int32(0)
-                for within in range(32):
-                    total = np.int32(total + np.int32(numbers[row, place * 32 + within]))
-                totals[row, place // 2, place % 2 * 8] = total
+                for within in range(group):
+                    total = np.int32(total + np.int32(numbers[row, place * group + within]))
+                totals[row, place] = total
         start, sums_start = numbers.ctypes.data, totals.ctypes.data
         for part in numba.prange(several):
             output, end = y.shape[1] * part // several, y.shape[1] * (part + 1) // several
             while output < end:
                 whole = output + outputs <= end
-                at, level = weight + output * steps * VECTOR, levels + output * level_bytes
+                at, level = weight + output * steps * VECTOR, levels + output * groups * 4
                 for first in range(0, rows, block_rows):
                     count = min(block_rows, rows - first)
-                    row_at, total_at = start + first * width, sums_start + first * width
+                    row_at, total_at = start + first * width, sums_start + first * totals.shape[1] * 4
                     if whole:
-                        sums = block(row_at, total_at, at, level, steps, level_bytes, count)
+                        sums = block(row_at, total_at, at, level, steps, groups, count)
                         for row in range(count):
                             for more in range(outputs):
                                 y[first + row, output + more] = (
                                     sums[row * outputs + more] * by[first + row] + bias[output + more]
                                 )
                     else:
-                        last = single(row_at, total_at, at, level, steps, level_bytes, count)
+                        last = single(row_at, total_at, at, level, steps, groups, count)
                         for row in range(count):
                             y[first + row, output] = last[row] * by[first + row] + bias[output]
                 output += outputs if whole else 1
@@ -255,15 +261,15 @@ class _Loop:
         self._body, self._after = builder.append_basic_block("stream"), builder.append_basic_block("streamed")
         self._sums: list[Any] = []
 
-    def begin(self, sums: int, kind: Any) -> list[Any]:
-        """Enter the loop, with so many vectors of sums that are zero at first."""
+    def begin(self, sums: Sequence[Any]) -> list[Any]:
+        """Enter the loop with vectors that it adds to; return what they are in each step."""
         self.builder.branch(self._body)
         self.builder.position_at_end(self._body)
         self.step = self.builder.phi(self.int64)
         self.step.add_incoming(self.int64(0), self._before)
-        self._sums = [self.builder.phi(kind) for _ in range(sums)]
-        for one in self._sums:
-            one.add_incoming(self.ir.Constant(kind, None), self._before)
+        self._sums = [self.builder.phi(vector.type) for vector in sums]
+        for phi, vector in zip(self._sums, sums, strict=True):
+            phi.add_incoming(vector, self._before)
         return self._sums
 
     def end(self, sums: Sequence[Any]) -> None:
@@ -273,6 +279,10 @@ class _Loop:
             phi.add_incoming(value, self.builder.block)
         self.builder.cbranch(self.builder.icmp_signed("<", following, self.steps), self._body, self._after)
         self.builder.position_at_end(self._after)
+
+    def none(self, kind: Any) -> Any:
+        """Return a vector of zeros."""
+        return self.ir.Constant(kind, None)
 
     def at(self, base: Any, stride: Any, count: int) -> Any:
         """Return base + stride * count."""
@@ -310,6 +320,16 @@ class _Loop:
         """Return a * b + sums of vectors of floats."""
         return self.call("llvm.fma.v16f32", self.floats, [self.floats] * 3, [a, b, sums])
 
+    def all_ints(self, number: int) -> Any:
+        """Return a vector of one number."""
+        return self.ir.Constant(self.ints, [number] * 16)
+
+    def levels(self, pairs: Any) -> tuple[Any, Any]:
+        """Return scales and centres of 16 pairs of bfloat16."""
+        scale = self.builder.shl(pairs, self.all_ints(16))
+        centre = self.builder.and_(pairs, self.all_ints(-65536))
+        return self.builder.bitcast(scale, self.floats), self.builder.bitcast(centre, self.floats)
+
     def total(self, vector: Any) -> Any:
         """Return the sum of a vector."""
         if vector.type == self.ints:
@@ -339,7 +359,7 @@ def _block(kind: str, rows: int, outputs: int) -> Any:
             loop = _Loop(builder, steps)
             stride = builder.mul(steps, loop.int64(VECTOR))
             x_rows = [loop.row(x, stride, row, there) for row in range(rows)]
-            sums = loop.begin(rows * outputs, loop.ints if kind == "int8" else loop.floats)
+            sums = loop.begin([loop.none(loop.ints if kind == "int8" else loop.floats)] * (rows * outputs))
             read = loop.floats if kind == "float32" else loop.ints
             here = builder.mul(loop.step, loop.int64(VECTOR))
             places = [builder.add(loop.at(weight, stride, output), here) for output in range(outputs)]
@@ -370,51 +390,53 @@ def _nibble_block(rows: int, outputs: int, group: int) -> Any:
     """Return an intrinsic as `_block` does, for weights of 4 bits with levels.
 
     A step is 64 bytes: the low halves are multiplied with the first 64 numbers of x, the high ones with the next. The
-    16 sums of four products that this gives belong to 32 weights each half of them, and get their scale; what the
-    centre adds is the same for all 32, so it is multiplied by the sum of the numbers.
+    16 sums of four products that this gives belong to 32 weights each half of them, and get their scale. What all
+    weights of a group have in common, centre - 8 scale, is then multiplied by the sum of the group's numbers.
     """
     from numba import types
     from numba.extending import intrinsic
 
     @intrinsic
-    def block(context, x, totals, weight, levels, steps, level_bytes, there):  # type: ignore[no-untyped-def]
+    def block(context, x, totals, weight, levels, steps, groups, there):  # type: ignore[no-untyped-def]
         def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-            x, totals, weight, levels, steps, level_bytes, there = arguments
+            x, totals, weight, levels, steps, groups, there = arguments
             loop = _Loop(builder, steps)
-            ir, ints, floats = loop.ir, loop.ints, loop.floats
-            stride, wide = builder.mul(steps, loop.int64(VECTOR)), builder.mul(steps, loop.int64(NIBBLES))
+            ints, floats, vector = loop.ints, loop.floats, loop.int64(VECTOR)
+            stride, wide = builder.mul(steps, vector), builder.mul(steps, loop.int64(NIBBLES))
+            level_bytes = builder.mul(groups, loop.int64(4))
+            level_rows = [loop.at(levels, level_bytes, output) for output in range(outputs)]
             x_rows = [loop.row(x, wide, row, there) for row in range(rows)]
-            total_rows = [loop.row(totals, wide, row, there) for row in range(rows)]  # as long: 4 bytes * 16 for 64
-            sums = loop.begin(rows * outputs, floats)
-            here = builder.mul(loop.step, loop.int64(VECTOR))
-            twice = builder.mul(loop.step, loop.int64(NIBBLES))
+            sums = list(loop.begin([loop.none(floats)] * (rows * outputs)))
+            here, twice = builder.mul(loop.step, vector), builder.mul(loop.step, loop.int64(NIBBLES))
             level_here = builder.mul(loop.step, loop.int64(NIBBLES // group * 4))
-            low = ir.Constant(ints, [0x0F0F0F0F] * 16)
-            upper = ir.Constant(ints, [-65536] * 16)
-            sixteen, four = ir.Constant(ints, [16] * 16), ir.Constant(ints, [4] * 16)
-            minus_eight = ir.Constant(floats, [-8.0] * 16)
-            new = list(sums)
             for output in range(outputs):
                 place = builder.add(loop.at(weight, stride, output), here)
                 loop.fetch(place)
                 pairs = loop.load(place, ints)
-                level = builder.add(loop.at(levels, level_bytes, output), level_here)
                 for half in range(2):
-                    values = builder.and_(builder.lshr(pairs, four) if half else pairs, low)
-                    both = _levels_of_half(loop, level, half, group)
-                    scale = builder.bitcast(builder.shl(both, sixteen), floats)
-                    centre = builder.bitcast(builder.and_(both, upper), floats)
-                    lowest = loop.fused(minus_eight, scale, centre)
+                    values = builder.lshr(pairs, loop.all_ints(4)) if half else pairs
+                    values = builder.and_(values, loop.all_ints(0x0F0F0F0F))
+                    scale, _ = loop.levels(_of_half(loop, builder.add(level_rows[output], level_here), half, group))
                     for row in range(rows):
-                        offset = builder.add(twice, loop.int64(VECTOR * half))
-                        numbers = loop.load(builder.add(x_rows[row], offset), ints)
-                        own = loop.load(builder.add(total_rows[row], offset), floats)
-                        products = loop.dot_bytes(ir.Constant(ints, None), values, numbers)
+                        numbers = loop.load(
+                            builder.add(builder.add(x_rows[row], twice), loop.int64(VECTOR * half)), ints
+                        )
+                        products = builder.sitofp(loop.dot_bytes(loop.none(ints), values, numbers), floats)
                         index = row * outputs + output
-                        new[index] = loop.fused(builder.sitofp(products, floats), scale, new[index])
-                        new[index] = loop.fused(own, lowest, new[index])
-            loop.end(new)
-            return context.make_tuple(builder, signature.return_type, [loop.total(vector) for vector in new])
+                        sums[index] = loop.fused(products, scale, sums[index])
+            loop.end(sums)
+            loop = _Loop(builder, builder.sdiv(builder.add(groups, loop.int64(15)), loop.int64(16)))
+            total_rows = [loop.row(totals, builder.mul(loop.steps, vector), row, there) for row in range(rows)]
+            sums = list(loop.begin(sums))
+            here = builder.mul(loop.step, vector)
+            for output in range(outputs):
+                scale, centre = loop.levels(loop.load(builder.add(level_rows[output], here), ints))
+                least = loop.fused(loop.ir.Constant(floats, [-8.0] * 16), scale, centre)
+                for row in range(rows):
+                    own = loop.load(builder.add(total_rows[row], here), floats)
+                    sums[row * outputs + output] = loop.fused(own, least, sums[row * outputs + output])
+            loop.end(sums)
+            return context.make_tuple(builder, signature.return_type, [loop.total(vector) for vector in sums])
 
         found = types.UniTuple(types.float32, rows * outputs)
         return found(*[types.int64] * 7), generate
@@ -429,12 +451,11 @@ def _named(block: Any, name: str) -> Any:
     return block
 
 
-def _levels_of_half(loop: _Loop, level: Any, half: int, group: int) -> Any:
+def _of_half(loop: _Loop, level: Any, half: int, group: int) -> Any:
     """Return the levels of 64 weights, int32 [16]: of the first 32 eight times, then of the others."""
     ir, builder = loop.ir, loop.builder
     count = 2 if group == 32 else 1
-    start = half * 64 // group * 4
     kind = ir.VectorType(loop.int32, count)
-    found = loop.load(builder.add(level, loop.int64(start)), kind)
-    places = ir.Constant(ir.VectorType(loop.int32, 16), [0] * 8 + [count - 1] * 8)
+    found = loop.load(builder.add(level, loop.int64(half * 64 // group * 4)), kind)
+    places = ir.Constant(loop.ints, [0] * 8 + [count - 1] * 8)
     return builder.shuffle_vector(found, ir.Constant(kind, ir.Undefined), places)
