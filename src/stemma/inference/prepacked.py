@@ -21,7 +21,7 @@ from stemma.inference.products import (
     fastest,
     pack,
 )
-from stemma.inference.quantized_products import is_quantized
+from stemma.inference.quantized_products import QuantizedLinear, is_quantized
 from stemma.layers.attention import MultiHeadAttention
 from stemma.layers.feed_forward import ACTIVATIONS, FeedForward, GatedFeedForward
 from stemma.layers.norms import RMSNorm
@@ -66,6 +66,8 @@ def prepacked(model: Any, rows: int, *, release: bool | None = False) -> Iterato
             logger.info("decoding with %d packed products: %s, for %d rows", made, name, rows)
         if not model.training and model.output_weight.device.type == "cpu":
             packing.simplify(model)
+            if is_quantized(model) or (packing.kind is StreamedProduct and not obstacle):
+                _compile(model, dtype, rows)
         yield
     finally:
         packing.undo()
@@ -86,6 +88,18 @@ def _obstacle(model: nn.Module) -> str:
         return "the parameters are not plain tensors of one type"
     dtype = dtypes.pop()
     return "" if available(dtype) else f"no faster product for {dtype} here"
+
+
+@torch.no_grad()
+def _compile(model: nn.Module, dtype: torch.dtype, rows: int) -> None:
+    """Use the smallest and the largest map once for each number of rows that has a kernel of its own: the first text
+    on a machine would wait for some seconds while they are compiled, and they are then kept on disk."""
+    maps = [module for module in model.modules() if isinstance(module, nn.Linear | QuantizedLinear)]
+    maps.sort(key=lambda module: module.in_features * module.out_features)
+    for module in maps[:1] + maps[-1:]:
+        for few in (1, 2, 4, 8):
+            if few <= max(rows, 1):
+                module(torch.zeros(few, module.in_features, dtype=dtype))
 
 
 def _size(model: nn.Module) -> int:

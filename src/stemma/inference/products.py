@@ -88,10 +88,10 @@ class StreamedProduct:
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         if not weight.is_contiguous() or weight.shape[1] * weight.itemsize % streaming.VECTOR:
             raise ValueError("this weight cannot be streamed")
-        self.weight, self.bias = weight.detach(), None if bias is None else bias.detach().float()
+        self._multiply = streaming.Floats(weight.detach(), bias)
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = streaming.multiply_floats(x.reshape(-1, x.shape[-1]).contiguous(), self.weight, self.bias)
+        y = self._multiply(x.reshape(-1, x.shape[-1]).contiguous())
         return y.to(x.dtype).view(*x.shape[:-1], -1)
 
 

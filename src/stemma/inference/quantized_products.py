@@ -138,20 +138,21 @@ class StreamedInt8:
     def __init__(self, values: Tensor, scales: Tensor) -> None:
         self._inputs, self._scales = values.shape[1], scales
         padded = F.pad(values, (0, -self._inputs % streaming.VECTOR))
-        self._bytes = padded.contiguous().view(torch.uint8) ^ 128  # without a sign: 128 too large
-        self.bytes = self._bytes.nbytes + scales.nbytes
+        # without a sign: 128 too large
+        self._multiply = streaming.Bytes(padded.contiguous().view(torch.uint8) ^ 128, scales)
+        self.bytes = padded.nbytes + scales.nbytes
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         if len(rows) <= _MOST_BYTES:
-            y = streaming.multiply_bytes(rows.float().contiguous(), self._bytes, self._scales, bias)
+            y = self._multiply(rows.float().contiguous(), bias)
         else:
             y = F.linear(rows.to(torch.bfloat16), self._values(torch.bfloat16)).float().mul_(self._scales)
             y = y if bias is None else y.add_(bias)
         return y.to(x.dtype).view(*x.shape[:-1], len(self._scales))
 
     def _values(self, dtype: torch.dtype) -> Tensor:
-        return self._bytes[:, : self._inputs].to(dtype).sub_(128)
+        return self._multiply.weight[:, : self._inputs].to(dtype).sub_(128)
 
     def weight(self) -> Tensor:
         return self._values(torch.float32).mul_(self._scales.unsqueeze(1))
@@ -220,27 +221,27 @@ class StreamedInt4:
         self._inputs, self._group = values.shape[1], values.shape[1] // levels.shape[1]
         values = F.pad(values, (0, -self._inputs % streaming.NIBBLES))
         halves = values.unflatten(1, (-1, 2, streaming.VECTOR))
-        self._pairs = halves[:, :, 0] | halves[:, :, 1] << 4  # [out, steps, 64]
-        self._levels = F.pad(levels.flatten(0, 1), (0, 0, 0, 16))
-        self.bytes = self._pairs.nbytes + self._levels.nbytes
+        pairs, levels = halves[:, :, 0] | halves[:, :, 1] << 4, F.pad(levels.flatten(0, 1), (0, 0, 0, 16))
+        self._multiply = streaming.Nibbles(pairs, levels, self._group)
+        self.bytes = pairs.nbytes + levels.nbytes
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         if len(rows) <= _FEW_ROWS:
-            own = rows.float().contiguous()
-            y = streaming.multiply_nibbles(own, self._pairs, self._levels, self._group, bias)
+            y = self._multiply(rows.float().contiguous(), bias)
         else:
             y = F.linear(rows.to(torch.bfloat16), self._unpacked(torch.bfloat16)).float()
             y = y if bias is None else y.add_(bias)
-        return y.to(x.dtype).view(*x.shape[:-1], len(self._pairs))
+        return y.to(x.dtype).view(*x.shape[:-1], y.shape[1])
 
     def weight(self) -> Tensor:
         return self._unpacked(torch.float32)
 
     def _unpacked(self, dtype: torch.dtype) -> Tensor:
-        values = torch.stack([self._pairs & 15, self._pairs >> 4], 2).flatten(1)[:, : self._inputs]
+        pairs = self._multiply.weight
+        values = torch.stack([pairs & 15, pairs >> 4], 2).flatten(1)[:, : self._inputs]
         groups = values.unflatten(1, (-1, self._group)).to(dtype).sub_(8)
-        scale, centre = self._levels[:-16].to(dtype).view(len(values), -1, 1, 2).unbind(-1)
+        scale, centre = self._multiply.levels[:-16].to(dtype).view(len(values), -1, 1, 2).unbind(-1)
         return torch.addcmul(centre, groups, scale).flatten(1)
 
 

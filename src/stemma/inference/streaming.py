@@ -49,53 +49,93 @@ def streams(kind: str) -> bool:
     return all(features.get(name, False) for name in ("avx512f", "avx512bw", *_FEATURES[kind]))
 
 
-def multiply_floats(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return `x @ weight.T + bias`, float32 [rows, out].
+class _Streamed:
+    """A weight where it lies, and the kernels for it by the number of rows."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.weight, self._address, self._outputs, self._bytes = weight, weight.data_ptr(), len(weight), weight.nbytes
+        self._none = np.zeros(len(weight), np.float32)
+        self._bias = None if bias is None else bias.detach().float().numpy()
+        self._kernels: dict[tuple[int, int], Callable[..., None]] = {}
+
+    def _ready(self, rows: int, bias: Tensor | None = None) -> tuple[Callable[..., None], Tensor, np.ndarray, int]:
+        """Return the kernel for so many rows, where the result goes, the bias, and the number of threads."""
+        parts = torch.get_num_threads() if self._bytes >= _SEVERAL else 1
+        run = self._kernels.get((rows, parts))
+        if run is None:
+            block_rows = min(1 << (rows - 1).bit_length(), 8)
+            run = self._kernels[rows, parts] = self._kernel(block_rows, parts > 1)
+        own = self._bias if bias is None else bias.detach().float().numpy()
+        return run, torch.empty(rows, self._outputs), self._none if own is None else own, parts
+
+    def _kernel(self, block_rows: int, parallel: bool) -> Callable[..., None]:
+        raise NotImplementedError
+
+
+class Floats(_Streamed):
+    """`x @ weight.T + bias`.
 
     Args:
-        x: float32 or bfloat16 [rows, in], contiguous. weight: of the same type, [out, in], contiguous, a row of it a
-            multiple of 64 bytes. bias: float [out].
+        weight: float32 or bfloat16 [out, in], contiguous, a row of it a multiple of 64 bytes. bias: float [out].
     """
-    y = torch.empty(x.shape[0], weight.shape[0])
-    kind = "float32" if weight.dtype == torch.float32 else "bfloat16"
-    parts = _parts(weight.nbytes)
-    run = _floats(kind, _rows(x.shape[0]), parts > 1)
-    steps = weight.shape[1] * weight.itemsize // VECTOR
-    run(x.data_ptr(), weight.data_ptr(), y.numpy(), _added(bias, y), steps, parts)
-    return y
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__(weight, bias)
+        self._steps = weight.shape[1] * weight.itemsize // VECTOR
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map x, of the weight's type, [rows, in], contiguous, to float32 [rows, out]."""
+        run, y, bias, parts = self._ready(x.shape[0])
+        run(x.data_ptr(), self._address, y.numpy(), bias, self._steps, parts)
+        return y
+
+    def _kernel(self, block_rows: int, parallel: bool) -> Callable[..., None]:
+        return _floats("float32" if self.weight.dtype == torch.float32 else "bfloat16", block_rows, parallel)
 
 
-def multiply_bytes(x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
-    """Return `x @ ((weight - 128) * scales).T + bias`, float32 [rows, out], with each row of x rounded to 8 bits.
+class Bytes(_Streamed):
+    """`x @ ((weight - 128) * scales).T + bias`, with each row of x rounded to 8 bits.
 
     Args:
-        x: float32 [rows, in], contiguous. weight: uint8 [out, in rounded up to 64], contiguous. scales: float32 [out].
-        bias: float [out].
+        weight: uint8 [out, in rounded up to 64], contiguous. scales: float32 [out].
     """
-    y = torch.empty(x.shape[0], weight.shape[0])
-    parts = _parts(weight.nbytes)
-    numbers, by = _rounded(x, weight.shape[1])
-    run = _bytes(_rows(x.shape[0]), parts > 1)
-    run(numbers, by, weight.data_ptr(), y.numpy(), scales.numpy(), _added(bias, y), parts)
-    return y
+
+    def __init__(self, weight: Tensor, scales: Tensor) -> None:
+        super().__init__(weight)
+        self._scales = scales.numpy()
+
+    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Map x, float32 [rows, in], contiguous, and a bias, float [out], to float32 [rows, out]."""
+        run, y, added, parts = self._ready(x.shape[0], bias)
+        run(*_rounded(x, self.weight.shape[1]), self._address, y.numpy(), self._scales, added, parts)
+        return y
+
+    def _kernel(self, block_rows: int, parallel: bool) -> Callable[..., None]:
+        return _bytes(block_rows, parallel)
 
 
-def multiply_nibbles(x: Tensor, weight: Tensor, levels: Tensor, group: int, bias: Tensor | None) -> Tensor:
-    """Return `x @ ((weight - 8) * scale + centre).T + bias`, float32 [rows, out], each row of x rounded to 8 bits.
+class Nibbles(_Streamed):
+    """`x @ ((weight - 8) * scale + centre).T + bias`, with each row of x rounded to 8 bits.
 
     Args:
-        x: float32 [rows, in], contiguous. weight: uint8 [out, steps, 64], contiguous: of 128 weights in a row the first
-            64 in the low halves, the others in the high ones; behind `in` there are zeros. levels: bfloat16
-            [out * in / group + 16, 2], contiguous: scale and centre of each `group` weights (32, 64 or 128), and
-            numbers that may be read but are not used. bias: float [out].
+        weight: uint8 [out, steps, 64], contiguous: of 128 weights in a row the first 64 in the low halves, the others
+            in the high ones; behind `in` there are zeros. levels: bfloat16 [out * in / group + 16, 2], contiguous:
+            scale and centre of each `group` weights (32, 64 or 128), and numbers that may be read but are not used.
     """
-    y = torch.empty(x.shape[0], weight.shape[0])
-    parts = _parts(weight.nbytes)
-    numbers, by = _rounded(x, weight.shape[1] * NIBBLES)
-    run = _nibbles(_rows(x.shape[0]), group, parts > 1)
-    addresses = weight.data_ptr(), levels.data_ptr()
-    run(numbers, by, *addresses, y.numpy(), _added(bias, y), x.shape[1] // group, parts)
-    return y
+
+    def __init__(self, weight: Tensor, levels: Tensor, group: int) -> None:
+        super().__init__(weight)
+        self.levels, self._levels, self._group = levels, levels.data_ptr(), group
+
+    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Map x, float32 [rows, in], contiguous, and a bias, float [out], to float32 [rows, out]."""
+        run, y, added, parts = self._ready(x.shape[0], bias)
+        numbers, by = _rounded(x, self.weight.shape[1] * NIBBLES)
+        run(numbers, by, self._address, self._levels, y.numpy(), added, x.shape[1] // self._group, parts)
+        return y
+
+    def _kernel(self, block_rows: int, parallel: bool) -> Callable[..., None]:
+        return _nibbles(block_rows, self._group, parallel)
 
 
 def _rounded(x: Tensor, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -107,28 +147,9 @@ def _rounded(x: Tensor, width: int) -> tuple[np.ndarray, np.ndarray]:
     return numbers, by
 
 
-def _added(bias: Tensor | None, y: Tensor) -> np.ndarray:
-    """Return a bias as float32 [out], zeros for none."""
-    return _zeros(y.shape[1]) if bias is None else bias.detach().float().numpy()
-
-
-@cache
-def _zeros(size: int) -> np.ndarray:
-    return np.zeros(size, np.float32)
-
-
-def _rows(rows: int) -> int:
-    """Return how many rows a block has: the next power of two, up to 8."""
-    return min(1 << (rows - 1).bit_length(), 8)
-
-
-def _parts(weight_bytes: int) -> int:
-    return torch.get_num_threads() if weight_bytes >= _SEVERAL else 1
-
-
 @cache
 def _floats(kind: str, block_rows: int, parallel: bool) -> Callable[..., None]:
-    """Return the kernel of `multiply_floats` for so many rows at a time."""
+    """Return the kernel of `Floats` for so many rows at a time."""
     import numba
 
     outputs = _OUTPUTS[block_rows]
@@ -158,7 +179,7 @@ def _floats(kind: str, block_rows: int, parallel: bool) -> Callable[..., None]:
 
 @cache
 def _bytes(block_rows: int, parallel: bool) -> Callable[..., None]:
-    """Return the kernel of `multiply_bytes` for so many rows at a time."""
+    """Return the kernel of `Bytes` for so many rows at a time."""
     import numba
 
     outputs = _OUTPUTS[block_rows]
@@ -198,7 +219,7 @@ def _bytes(block_rows: int, parallel: bool) -> Callable[..., None]:
 
 @cache
 def _nibbles(block_rows: int, group: int, parallel: bool) -> Callable[..., None]:
-    """Return the kernel of `multiply_nibbles` for so many rows at a time."""
+    """Return the kernel of `Nibbles` for so many rows at a time."""
     import numba
 
     outputs = _OUTPUTS[block_rows]
