@@ -6,8 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from stemma.data.tokenizers import train_tokenizer
 from stemma.errors import InputError
+from stemma.families import save
+from stemma.families.bert.model import BERT, BERTConfig
+from stemma.families.bert.tokens import prepare_tokenizer
 from stemma.insights import contextual_vectors, lineage, ptx_alignment_tax
 from stemma.insights.contextual_vectors import nearest_agrees
 from stemma.insights.experiments import Job, run_experiment
@@ -112,6 +117,18 @@ def test_words_counted_tell_the_labels_apart(corpus: Path, tmp_path: Path) -> No
     lineage.prepare(settings, shared)
     found = lineage.work(Job("bag", 1, tmp_path / "bag-1", shared, settings), lambda event: None)
     assert found["accuracy"] == 1.0 and 0.5 <= found["majority"] < 0.7
+
+
+def test_of_a_sentence_that_is_too_long_a_bert_sees_what_is_near_the_word(tmp_path: Path) -> None:
+    tokenizer = prepare_tokenizer(train_tokenizer(["bank river money the of " * 30], "wordpiece", 300))
+    model = BERT(BERTConfig(tokenizer.vocabulary, 24, layers=1, hidden=16, heads=2)).eval()
+    save(model, tokenizer, tmp_path)
+    near = ["river"] * 10 + ["bank"] + ["money"] * 10  # 21 pieces
+    far = ["=" * 40] + near[1:-1] + ["=" * 40]
+    short, long = contextual_vectors._of_bert(tmp_path, [near, far])
+    assert short.shape == (16,) and np.isfinite(long).all() and not np.allclose(short, long)
+    with pytest.raises(InputError, match="at most 24 tokens"):
+        model(torch.zeros(1, 25, dtype=torch.long))
 
 
 @pytest.mark.slow

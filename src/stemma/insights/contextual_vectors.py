@@ -106,16 +106,20 @@ def _of_elmo(directory: Path, sentences: Sequence[Sequence[str]]) -> np.ndarray:
 
 @torch.inference_mode()
 def _of_bert(directory: Path, sentences: Sequence[Sequence[str]]) -> np.ndarray:
-    """Return the mean over a word's pieces in the last layer."""
+    """Return the mean over a word's pieces in the last layer, which sees as much of the sentence as the model reads."""
     model: Any = families.load(directory)
     tokenizer = load_tokenizer(directory)
     ids = BERTTokens.of(tokenizer)
     rows = []
     for sentence in sentences:
         pieces = pieces_in_text(tokenizer, sentence)
-        start = 1 + sum(map(len, pieces[:_AROUND]))
-        tokens = torch.tensor([[ids.first, *(piece for word in pieces for piece in word), ids.last]])
-        rows.append(model.hidden(tokens)[0, start : start + len(pieces[_AROUND])].mean(0))
+        word = pieces[_AROUND]
+        room = (model.config.context - 2 - len(word)) // 2  # on either side: some words of a text are lines of signs
+        before = [piece for other in pieces[:_AROUND] for piece in other][-room:]
+        after = [piece for other in pieces[_AROUND + 1 :] for piece in other][:room]
+        start = 1 + len(before)
+        tokens = torch.tensor([[ids.first, *before, *word, *after, ids.last]])
+        rows.append(model.hidden(tokens)[0, start : start + len(word)].mean(0))
     return torch.stack(rows).numpy()
 
 
