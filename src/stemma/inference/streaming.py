@@ -153,26 +153,20 @@ def _floats(kind: str, block_rows: int, parallel: bool) -> Callable[..., None]:
     import numba
 
     outputs = _OUTPUTS[block_rows]
-    block, single = _block(kind, block_rows, outputs), _block(kind, block_rows, 1)
+    block = _block(kind, block_rows, outputs)
 
     def run(x, weight, y, bias, steps, parts):  # type: ignore[no-untyped-def]  # pragma: no cover
         rows, width, several = y.shape[0], steps * VECTOR, parts if parallel else 1
         for part in numba.prange(several):
-            output, end = y.shape[1] * part // several, y.shape[1] * (part + 1) // several
-            while output < end:
-                whole = output + outputs <= end
+            begin, end = y.shape[1] * part // several, y.shape[1] * (part + 1) // several
+            for output in range(begin, end, outputs):
+                count = min(outputs, end - output)
                 for first in range(0, rows, block_rows):
-                    count = min(block_rows, rows - first)
-                    if whole:
-                        sums = block(x + first * width, weight + output * width, steps, count)
-                        for row in range(count):
-                            for more in range(outputs):
-                                y[first + row, output + more] = sums[row * outputs + more] + bias[output + more]
-                    else:
-                        last = single(x + first * width, weight + output * width, steps, count)
-                        for row in range(count):
-                            y[first + row, output] = last[row] + bias[output]
-                output += outputs if whole else 1
+                    there = min(block_rows, rows - first)
+                    sums = block(x + first * width, weight + output * width, steps, there, count)
+                    for row in range(there):
+                        for more in range(count):
+                            y[first + row, output + more] = sums[row * outputs + more] + bias[output + more]
 
     return _compiled(run, parallel)
 
@@ -183,36 +177,29 @@ def _bytes(block_rows: int, parallel: bool) -> Callable[..., None]:
     import numba
 
     outputs = _OUTPUTS[block_rows]
-    block, single = _block("int8", block_rows, outputs), _block("int8", block_rows, 1)
+    block = _block("int8", block_rows, outputs)
 
     def run(numbers, by, weight, y, scales, bias, parts):  # type: ignore[no-untyped-def]  # pragma: no cover
         rows, width = numbers.shape
-        steps, several = width // VECTOR, parts if parallel else 1
+        several = parts if parallel else 1
         shift = np.empty(rows, np.int32)  # the weights are 128 too large
         for row in range(rows):
             total = np.int32(0)
             for place in range(width):
                 total = np.int32(total + np.int32(numbers[row, place]))
             shift[row] = 128 * total
-        start = numbers.ctypes.data
+        x = numbers.ctypes.data
         for part in numba.prange(several):
-            output, end = y.shape[1] * part // several, y.shape[1] * (part + 1) // several
-            while output < end:
-                whole = output + outputs <= end
+            begin, end = y.shape[1] * part // several, y.shape[1] * (part + 1) // several
+            for output in range(begin, end, outputs):
+                count = min(outputs, end - output)
                 for first in range(0, rows, block_rows):
-                    count = min(block_rows, rows - first)
-                    if whole:
-                        sums = block(start + first * width, weight + output * width, steps, count)
-                        for row in range(count):
-                            for more in range(outputs):
-                                own = np.float32(sums[row * outputs + more] - shift[first + row]) * by[first + row]
-                                y[first + row, output + more] = own * scales[output + more] + bias[output + more]
-                    else:
-                        last = single(start + first * width, weight + output * width, steps, count)
-                        for row in range(count):
-                            own = np.float32(last[row] - shift[first + row]) * by[first + row]
-                            y[first + row, output] = own * scales[output] + bias[output]
-                output += outputs if whole else 1
+                    there = min(block_rows, rows - first)
+                    sums = block(x + first * width, weight + output * width, width // VECTOR, there, count)
+                    for row in range(there):
+                        for more in range(count):
+                            own = np.float32(sums[row * outputs + more] - shift[first + row]) * by[first + row]
+                            y[first + row, output + more] = own * scales[output + more] + bias[output + more]
 
     return _compiled(run, parallel)
 
@@ -223,7 +210,7 @@ def _nibbles(block_rows: int, group: int, parallel: bool) -> Callable[..., None]
     import numba
 
     outputs = _OUTPUTS[block_rows]
-    block, single = _nibble_block(block_rows, outputs, group), _nibble_block(block_rows, 1, group)
+    block = _nibble_block(block_rows, outputs, group)
 
     def run(numbers, by, weight, levels, y, bias, groups, parts):  # type: ignore[no-untyped-def]  # pragma: no cover
         rows, width = numbers.shape
@@ -235,27 +222,20 @@ def _nibbles(block_rows: int, group: int, parallel: bool) -> Callable[..., None]
                 for within in range(group):
                     total = np.int32(total + np.int32(numbers[row, place * group + within]))
                 totals[row, place] = total
-        start, sums_start = numbers.ctypes.data, totals.ctypes.data
+        x, totals_at = numbers.ctypes.data, totals.ctypes.data
         for part in numba.prange(several):
-            output, end = y.shape[1] * part // several, y.shape[1] * (part + 1) // several
-            while output < end:
-                whole = output + outputs <= end
+            begin, end = y.shape[1] * part // several, y.shape[1] * (part + 1) // several
+            for output in range(begin, end, outputs):
+                count = min(outputs, end - output)
                 at, level = weight + output * steps * VECTOR, levels + output * groups * 4
                 for first in range(0, rows, block_rows):
-                    count = min(block_rows, rows - first)
-                    row_at, total_at = start + first * width, sums_start + first * totals.shape[1] * 4
-                    if whole:
-                        sums = block(row_at, total_at, at, level, steps, groups, count)
-                        for row in range(count):
-                            for more in range(outputs):
-                                y[first + row, output + more] = (
-                                    sums[row * outputs + more] * by[first + row] + bias[output + more]
-                                )
-                    else:
-                        last = single(row_at, total_at, at, level, steps, groups, count)
-                        for row in range(count):
-                            y[first + row, output] = last[row] * by[first + row] + bias[output]
-                output += outputs if whole else 1
+                    there = min(block_rows, rows - first)
+                    total_at = totals_at + first * totals.shape[1] * 4
+                    sums = block(x + first * width, total_at, at, level, steps, groups, there, count)
+                    for row in range(there):
+                        for more in range(count):
+                            own = sums[row * outputs + more] * by[first + row]
+                            y[first + row, output + more] = own + bias[output + more]
 
     return _compiled(run, parallel)
 
@@ -305,14 +285,11 @@ class _Loop:
         """Return a vector of zeros."""
         return self.ir.Constant(kind, None)
 
-    def at(self, base: Any, stride: Any, count: int) -> Any:
-        """Return base + stride * count."""
-        return self.builder.add(base, self.builder.mul(stride, self.int64(count)))
-
     def row(self, base: Any, stride: Any, number: int, rows: Any) -> Any:
         """Return where a row begins; of one that is not there, where the first does."""
         there = self.builder.icmp_signed("<", self.int64(number), rows)
-        return self.builder.select(there, self.at(base, stride, number), base)
+        own = self.builder.add(base, self.builder.mul(stride, self.int64(number)))
+        return self.builder.select(there, own, base)
 
     def load(self, address: Any, kind: Any) -> Any:
         """Load from any address."""
@@ -363,7 +340,8 @@ class _Loop:
 
 
 def _block(kind: str, rows: int, outputs: int) -> Any:
-    """Return an intrinsic (x, weight, steps, rows that are there) -> [row * outputs + output] of sums of products.
+    """Return an intrinsic (x, weight, steps, rows and outputs that are there) -> [row * outputs + output] of sums of
+    products.
 
     x and weight are addresses of rows of `steps` vectors: of float32, of pairs of bfloat16, or of bytes, those of the
     weight without a sign.
@@ -372,18 +350,19 @@ def _block(kind: str, rows: int, outputs: int) -> Any:
     from numba.extending import intrinsic
 
     @intrinsic
-    def block(context, x, weight, steps, there):  # type: ignore[no-untyped-def]
+    def block(context, x, weight, steps, there, count):  # type: ignore[no-untyped-def]
         found = types.UniTuple(types.int32 if kind == "int8" else types.float32, rows * outputs)
 
         def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-            x, weight, steps, there = arguments
+            x, weight, steps, there, count = arguments
             loop = _Loop(builder, steps)
             stride = builder.mul(steps, loop.int64(VECTOR))
             x_rows = [loop.row(x, stride, row, there) for row in range(rows)]
+            weight_rows = [loop.row(weight, stride, output, count) for output in range(outputs)]
             sums = loop.begin([loop.none(loop.ints if kind == "int8" else loop.floats)] * (rows * outputs))
             read = loop.floats if kind == "float32" else loop.ints
             here = builder.mul(loop.step, loop.int64(VECTOR))
-            places = [builder.add(loop.at(weight, stride, output), here) for output in range(outputs)]
+            places = [builder.add(row, here) for row in weight_rows]
             for place in places:
                 loop.fetch(place)
             weights = [loop.load(place, read) for place in places]
@@ -402,7 +381,7 @@ def _block(kind: str, rows: int, outputs: int) -> Any:
             loop.end(new)
             return context.make_tuple(builder, signature.return_type, [loop.total(vector) for vector in new])
 
-        return found(types.int64, types.int64, types.int64, types.int64), generate
+        return found(*[types.int64] * 5), generate
 
     return _named(block, f"block of {kind} {rows} {outputs}")
 
@@ -418,20 +397,21 @@ def _nibble_block(rows: int, outputs: int, group: int) -> Any:
     from numba.extending import intrinsic
 
     @intrinsic
-    def block(context, x, totals, weight, levels, steps, groups, there):  # type: ignore[no-untyped-def]
+    def block(context, x, totals, weight, levels, steps, groups, there, count):  # type: ignore[no-untyped-def]
         def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-            x, totals, weight, levels, steps, groups, there = arguments
+            x, totals, weight, levels, steps, groups, there, count = arguments
             loop = _Loop(builder, steps)
             ints, floats, vector = loop.ints, loop.floats, loop.int64(VECTOR)
             stride, wide = builder.mul(steps, vector), builder.mul(steps, loop.int64(NIBBLES))
             level_bytes = builder.mul(groups, loop.int64(4))
-            level_rows = [loop.at(levels, level_bytes, output) for output in range(outputs)]
+            weight_rows = [loop.row(weight, stride, output, count) for output in range(outputs)]
+            level_rows = [loop.row(levels, level_bytes, output, count) for output in range(outputs)]
             x_rows = [loop.row(x, wide, row, there) for row in range(rows)]
             sums = list(loop.begin([loop.none(floats)] * (rows * outputs)))
             here, twice = builder.mul(loop.step, vector), builder.mul(loop.step, loop.int64(NIBBLES))
             level_here = builder.mul(loop.step, loop.int64(NIBBLES // group * 4))
             for output in range(outputs):
-                place = builder.add(loop.at(weight, stride, output), here)
+                place = builder.add(weight_rows[output], here)
                 loop.fetch(place)
                 pairs = loop.load(place, ints)
                 for half in range(2):
@@ -460,7 +440,7 @@ def _nibble_block(rows: int, outputs: int, group: int) -> Any:
             return context.make_tuple(builder, signature.return_type, [loop.total(vector) for vector in sums])
 
         found = types.UniTuple(types.float32, rows * outputs)
-        return found(*[types.int64] * 7), generate
+        return found(*[types.int64] * 8), generate
 
     return _named(block, f"block of int4 {rows} {outputs} {group}")
 
