@@ -95,6 +95,7 @@ def test_streamed_int4_is_the_product_of_rounded_weights_and_rounded_rows(rows, 
     rounded = round_int4(weight, group)
     product, stored = StreamedInt4(*rounded), StoredInt4(*rounded)
     assert torch.equal(product.weight(), stored.weight())
+    assert torch.equal(product._multiply.unpacked(), stored.weight().bfloat16())
     generator = torch.Generator().manual_seed(1)
     x, bias = torch.randn(rows, inputs, generator=generator), torch.randn(43, generator=generator)
     integers, scales = round_rows(x)

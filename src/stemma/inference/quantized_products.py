@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 GROUPS = (32, 64, 128)  # how many weights of a row may share a scale in int4
 _BLOCK = 64  # outputs that PyTorch packs together for AVX-512
 _NARROW, _ENOUGH_ROWS = 256, 8  # outputs; oneDNN multiplies 1 to 7 rows with so few by a loop that takes milliseconds
-_MOST_BYTES, _FEW_ROWS = 32, 64  # rows up to which int8's, int4's own product is faster than unpacking and multiplying
+_FEW_ROWS = 64  # up to which PyTorch's product of int4 is faster than unpacking and multiplying
+_MOST_STREAMED = 32  # rows; the same of the products that stream
 
 
 class QuantizedProduct(Protocol):
@@ -144,7 +145,7 @@ class StreamedInt8:
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        if len(rows) <= _MOST_BYTES:
+        if len(rows) <= _MOST_STREAMED:
             y = self._multiply(rows.float().contiguous(), bias)
         else:
             y = F.linear(rows.to(torch.bfloat16), self._values(torch.bfloat16)).float().mul_(self._scales)
@@ -227,21 +228,18 @@ class StreamedInt4:
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        if len(rows) <= _FEW_ROWS:
+        if len(rows) <= _MOST_STREAMED:
             y = self._multiply(rows.float().contiguous(), bias)
         else:
-            y = F.linear(rows.to(torch.bfloat16), self._unpacked(torch.bfloat16)).float()
+            y = F.linear(rows.to(torch.bfloat16), self._multiply.unpacked()).float()
             y = y if bias is None else y.add_(bias)
         return y.to(x.dtype).view(*x.shape[:-1], y.shape[1])
 
     def weight(self) -> Tensor:
-        return self._unpacked(torch.float32)
-
-    def _unpacked(self, dtype: torch.dtype) -> Tensor:
         pairs = self._multiply.weight
         values = torch.stack([pairs & 15, pairs >> 4], 2).flatten(1)[:, : self._inputs]
-        groups = values.unflatten(1, (-1, self._group)).to(dtype).sub_(8)
-        scale, centre = self._multiply.levels[:-16].to(dtype).view(len(values), -1, 1, 2).unbind(-1)
+        groups = values.unflatten(1, (-1, self._group)).float().sub_(8)
+        scale, centre = self._multiply.levels[:-16].float().view(len(values), -1, 1, 2).unbind(-1)
         return torch.addcmul(centre, groups, scale).flatten(1)
 
 
