@@ -63,7 +63,7 @@ def test_streamed_product(shape, biased, dtype, threads, monkeypatch):
     assert (
         isinstance(product, StreamedProduct) and product._multiply.weight.data_ptr() == weight.data_ptr()
     )  # no second copy
-    for rows in (1, 2, 3, 5, 8):
+    for rows in (0, 1, 2, 3, 5, 8):
         x = numbers(rows, 1, shape[1], seed=rows).to(dtype)
         y = product(x)
         assert y.shape == (rows, 1, shape[0]) and y.dtype == dtype

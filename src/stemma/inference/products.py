@@ -92,7 +92,7 @@ class StreamedProduct:
 
     def __call__(self, x: Tensor) -> Tensor:
         y = self._multiply(x.reshape(-1, x.shape[-1]).contiguous())
-        return y.to(x.dtype).view(*x.shape[:-1], -1)
+        return y.to(x.dtype).view(*x.shape[:-1], y.shape[1])  # of no rows -1 could be anything
 
 
 def available(dtype: torch.dtype) -> bool:
