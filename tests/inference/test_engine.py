@@ -124,6 +124,14 @@ def test_a_prompt_alone_is_scored(make_model, tokenizer):
     assert update.finish_reason == "length" and update.token is None and len(update.prompt) == 3 and whole(engine)
 
 
+@pytest.mark.parametrize("texts", [1, 8])
+def test_a_prompt_of_one_token_is_scored_with_fast_products(make_model, tokenizer, texts):
+    """Nothing follows it in the prompt: products of no rows."""
+    engine = Engine(make_model(), tokenizer, most_texts=texts)
+    ((text,),) = engine.run([Request([5], 2, GREEDY, prompt_log_probabilities=True)])
+    assert [token.log_probability for token in text.prompt_scores] == [None] and len(text.new) == 2
+
+
 def test_prompts_that_begin_alike_are_read_once(make_model, tokenizer):
     model = make_model(**WINDOWS)
     begin = tokenizer.encode("the lazy dog jumps fox " * 6)

@@ -204,7 +204,7 @@ class _Packing:
         most_rows, own = product.most_rows, getattr(module, name)
 
         def method(x: Tensor) -> Any:
-            return packed(x) if x.numel() <= most_rows * x.shape[-1] else own(x)
+            return packed(x) if 0 < x.numel() <= most_rows * x.shape[-1] else own(x)
 
         self._set(module, name, method)
 
