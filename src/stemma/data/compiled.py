@@ -6,10 +6,11 @@ Modules of kernels import this one and are themselves imported inside the functi
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from stemma.data.kept_kernels import kept
 from stemma.errors import InputError
 
 try:
-    import numba
+    import numba  # noqa: F401
     from llvmlite import ir
     from numba.core.cgutils import create_struct_proxy, get_or_insert_function, unpack_tuple
     from numba.core.types import none
@@ -26,7 +27,7 @@ def kernel(function: Function) -> Function:
     Sums may be reordered to be vectorised, but NaN and infinity keep their meaning.
     """
     fast = {"reassoc", "contract", "nsz", "arcp", "afn"}
-    compiled: Any = numba.njit(function, nogil=True, cache=True, fastmath=fast, error_model="numpy")
+    compiled: Any = kept(function, fastmath=fast, error_model="numpy")
     return compiled
 
 

@@ -7,11 +7,12 @@ are gathered first.
 import math
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from stemma.data.kept_kernels import kept
 
 # From so many numbers of keys and values on, several threads are worth waking.
 _MANY = 1 << 18
@@ -91,7 +92,7 @@ def _kernels() -> tuple[Callable[..., None], Callable[..., None]] | None:
             texts, heads, width = query.shape
             key_heads, block = keys.shape[1], keys.shape[2]
             group = heads // key_heads
-            _ = parallel  # Numba's cache on disk tells kernels apart by what they refer to, not by their options
+            _ = parallel  # what tells the two kernels apart on disk
             for task in numba.prange(texts * key_heads):
                 text, head = task // key_heads, task % key_heads
                 begin, end = first[text], lengths[text]
@@ -130,8 +131,7 @@ def _kernels() -> tuple[Callable[..., None], Callable[..., None]] | None:
                             for i in range(width):
                                 target[i] += weight * value[i]
 
-        options: Any = {"fastmath": {"reassoc", "contract", "nsz"}, "nogil": True, "cache": True}
-        found: Callable[..., None] = numba.njit(attend, parallel=parallel, **options)
+        found: Callable[..., None] = kept(attend, parallel=parallel, fastmath={"reassoc", "contract", "nsz"})
         return found
 
     return kernel(False), kernel(True)

@@ -6,11 +6,12 @@ Measured on one core for rows of 768, microseconds: one row 16 instead of 38, 51
 import logging
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from stemma.data.kept_kernels import kept
 
 logger = logging.getLogger(__name__)
 
@@ -48,14 +49,12 @@ def fastest_rounding() -> RoundRows:
 @cache
 def compiled_rounding() -> Callable[..., None] | None:
     """Return `round_into`, compiled, or None. The first call on a machine takes about a second."""
-    try:
-        from numba import njit
-    except ImportError:
-        return None
     # Reordering is allowed, so that loops become vector instructions; numbers that are none are not assumed away.
     signature = "void(float32[:, ::1], int32[:, ::1], int8[:, ::1], float32[::1])"
-    options: dict[str, Any] = {"nogil": True, "cache": True, "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
-    found: Callable[..., None] = njit(signature, **options)(round_into)
+    try:
+        found: Callable[..., None] = kept(round_into, signature, fastmath={"contract", "reassoc", "nsz", "arcp"})
+    except ImportError:
+        return None
     return found
 
 

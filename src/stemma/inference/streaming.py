@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stemma.data.kept_kernels import kept
 from stemma.inference.row_rounding import compiled_rounding
 
 logger = logging.getLogger(__name__)
@@ -280,11 +281,8 @@ def _unpacking(parallel: bool) -> Callable[..., None]:
 
 
 def _compiled(run: Callable[..., None], parallel: bool) -> Callable[..., None]:
-    """Return a kernel, from Numba's cache on disk if it is there; the cache tells kernels apart by their code and what
-    they refer to, `parallel` included, not by the options given here."""
-    import numba
-
-    found: Callable[..., None] = numba.njit(nogil=True, parallel=parallel, fastmath=_FASTMATH, cache=True)(run)
+    """Return a kernel, from disk if it is there; `run` refers to `parallel`, by which the two are told apart there."""
+    found: Callable[..., None] = kept(run, parallel=parallel, fastmath=_FASTMATH)
     return found
 
 
