@@ -98,7 +98,7 @@ def _compile(model: nn.Module, dtype: torch.dtype, rows: int) -> None:
     maps.sort(key=lambda module: module.in_features * module.out_features)
     for module in maps[:1] + maps[-1:]:
         for few in (1, 2, 4, 8):
-            if few <= max(rows, 1):
+            if few <= rows:
                 module(torch.zeros(few, module.in_features, dtype=dtype))
 
 

@@ -61,9 +61,10 @@ def quantize_(model: Model, kind: str) -> Model:
 
     Args:
         model: on the device where it is to stay. It is put into eval mode.
-        kind: "int8": a scale for each output, on a CPU also one for each row of what is multiplied (Dettmers et al.
-            2022, "LLM.int8()", section 3.1). "int4", "int4:64", "int4:128": a scale and a centre for each 32, 64, 128
-            inputs of an output; fewer where that does not divide them, and what 32 does not divide gets int8.
+        kind: "int8": a scale for each output (Dettmers et al. 2022, "LLM.int8()", section 3.1). "int4", "int4:64",
+            "int4:128": a scale and a centre for each 32, 64, 128 inputs of an output; fewer where that does not divide
+            them, and what 32 does not divide gets int8. Where a CPU has kernels for them, few rows of what is
+            multiplied are rounded to 8 bits, too, and many to bfloat16.
     Raises:
         InputError: an unknown kind, or a model that is quantised already or recurrent.
     """

@@ -131,6 +131,19 @@ class Int8Product:
         return self._packed.to_dense().t().float() * self._scales.unsqueeze(1)
 
 
+def _streamed_or_at_once(
+    few: streaming.Bytes | streaming.Nibbles, many: Callable[[Tensor], Tensor], x: Tensor, bias: Tensor | None
+) -> Tensor:
+    """Multiply few rows, float32, by a kernel that adds the bias, and many, bfloat16, by what gives float32 without."""
+    rows = x.reshape(-1, x.shape[-1])
+    if len(rows) <= _MOST_STREAMED:
+        y = few(rows.float().contiguous(), bias)
+    else:
+        y = many(rows.to(torch.bfloat16))
+        y = y if bias is None else y.add_(bias)
+    return y.to(x.dtype).view(*x.shape[:-1], y.shape[1])
+
+
 class StreamedInt8:
     """int8 by `inference.streaming`: a few rows are rounded as `Int8Product` rounds them; many are multiplied in
     bfloat16, which holds rounded weights exactly, and in which x is rounded less than to 8 bits of its largest number.
@@ -144,13 +157,10 @@ class StreamedInt8:
         self.bytes = padded.nbytes + scales.nbytes
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        if len(rows) <= _MOST_STREAMED:
-            y = self._multiply(rows.float().contiguous(), bias)
-        else:
-            y = F.linear(rows.to(torch.bfloat16), self._values(torch.bfloat16)).float().mul_(self._scales)
-            y = y if bias is None else y.add_(bias)
-        return y.to(x.dtype).view(*x.shape[:-1], len(self._scales))
+        return _streamed_or_at_once(self._multiply, self._at_once, x, bias)
+
+    def _at_once(self, rows: Tensor) -> Tensor:
+        return F.linear(rows, self._values(torch.bfloat16)).float().mul_(self._scales)
 
     def _values(self, dtype: torch.dtype) -> Tensor:
         return self._multiply.weight[:, : self._inputs].to(dtype).sub_(128)
@@ -227,13 +237,10 @@ class StreamedInt4:
         self.bytes = pairs.nbytes + levels.nbytes
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        if len(rows) <= _MOST_STREAMED:
-            y = self._multiply(rows.float().contiguous(), bias)
-        else:
-            y = F.linear(rows.to(torch.bfloat16), self._multiply.unpacked()).float()
-            y = y if bias is None else y.add_(bias)
-        return y.to(x.dtype).view(*x.shape[:-1], y.shape[1])
+        return _streamed_or_at_once(self._multiply, self._at_once, x, bias)
+
+    def _at_once(self, rows: Tensor) -> Tensor:
+        return F.linear(rows, self._multiply.unpacked()).float()
 
     def weight(self) -> Tensor:
         pairs = self._multiply.weight

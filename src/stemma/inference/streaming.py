@@ -13,7 +13,7 @@ rows, in brackets oneDNN's, for which the weight is laid out anew: float32 545 (
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -51,9 +51,16 @@ def streams(kind: str) -> bool:
 
 
 class _Streamed:
-    """A weight where it lies, and the kernels for it by the number of rows."""
+    """A weight where it lies, and the kernels for it by the number of rows.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+    Args:
+        kernel: makes the one for so many rows at a time, on one thread or on all.
+    """
+
+    def __init__(
+        self, weight: Tensor, kernel: Callable[[int, bool], Callable[..., None]], bias: Tensor | None = None
+    ) -> None:
+        self._kernel = kernel
         self.weight, self._address, self._outputs, self._bytes = weight, weight.data_ptr(), len(weight), weight.nbytes
         self._none = np.zeros(len(weight), np.float32)
         self._bias = None if bias is None else bias.detach().float().numpy()
@@ -69,9 +76,6 @@ class _Streamed:
         own = self._bias if bias is None else bias.detach().float().numpy()
         return run, torch.empty(rows, self._outputs), self._none if own is None else own, parts
 
-    def _kernel(self, block_rows: int, parallel: bool) -> Callable[..., None]:
-        raise NotImplementedError
-
 
 class Floats(_Streamed):
     """`x @ weight.T + bias`.
@@ -81,7 +85,8 @@ class Floats(_Streamed):
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        super().__init__(weight, bias)
+        kind = "float32" if weight.dtype == torch.float32 else "bfloat16"
+        super().__init__(weight, partial(_floats, kind), bias)
         self._steps = weight.shape[1] * weight.itemsize // VECTOR
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -89,9 +94,6 @@ class Floats(_Streamed):
         run, y, bias, parts = self._ready(x.shape[0])
         run(x.data_ptr(), self._address, y.numpy(), bias, self._steps, parts)
         return y
-
-    def _kernel(self, block_rows: int, parallel: bool) -> Callable[..., None]:
-        return _floats("float32" if self.weight.dtype == torch.float32 else "bfloat16", block_rows, parallel)
 
 
 class Bytes(_Streamed):
@@ -102,7 +104,7 @@ class Bytes(_Streamed):
     """
 
     def __init__(self, weight: Tensor, scales: Tensor) -> None:
-        super().__init__(weight)
+        super().__init__(weight, _bytes)
         self._scales = scales.numpy()
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -110,9 +112,6 @@ class Bytes(_Streamed):
         run, y, added, parts = self._ready(x.shape[0], bias)
         run(*_rounded(x, self.weight.shape[1]), self._address, y.numpy(), self._scales, added, parts)
         return y
-
-    def _kernel(self, block_rows: int, parallel: bool) -> Callable[..., None]:
-        return _bytes(block_rows, parallel)
 
 
 class Nibbles(_Streamed):
@@ -125,14 +124,14 @@ class Nibbles(_Streamed):
     """
 
     def __init__(self, weight: Tensor, levels: Tensor, group: int) -> None:
-        super().__init__(weight)
-        self.levels, self._levels, self._group = levels, levels.data_ptr(), group
+        super().__init__(weight, partial(_nibbles, group))
+        self.levels, self._levels_address, self._group = levels, levels.data_ptr(), group
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Map x, float32 [rows, in], contiguous, and a bias, float [out], to float32 [rows, out]."""
         run, y, added, parts = self._ready(x.shape[0], bias)
         numbers, by = _rounded(x, self.weight.shape[1] * NIBBLES)
-        run(numbers, by, self._address, self._levels, y.numpy(), added, x.shape[1] // self._group, parts)
+        run(numbers, by, self._address, self._levels_address, y.numpy(), added, x.shape[1] // self._group, parts)
         return y
 
     def unpacked(self) -> Tensor:
@@ -142,9 +141,6 @@ class Nibbles(_Streamed):
         parts = torch.get_num_threads()
         _unpacking(parts > 1)(self.weight.numpy(), levels.numpy(), bits.numpy(), parts)
         return bits.view(torch.bfloat16)
-
-    def _kernel(self, block_rows: int, parallel: bool) -> Callable[..., None]:
-        return _nibbles(block_rows, self._group, parallel)
 
 
 def _rounded(x: Tensor, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -214,7 +210,7 @@ def _bytes(block_rows: int, parallel: bool) -> Callable[..., None]:
 
 
 @cache
-def _nibbles(block_rows: int, group: int, parallel: bool) -> Callable[..., None]:
+def _nibbles(group: int, block_rows: int, parallel: bool) -> Callable[..., None]:
     """Return the kernel of `Nibbles` for so many rows at a time."""
     import numba
 
