@@ -1,8 +1,8 @@
 """Matrix products for a few rows on a CPU, each with the weight in the layout that it is read fastest in.
 
 With few rows a product takes as long as its weight takes to be read. `F.linear` reads at a third to a half of the
-memory's bandwidth. Up to eight rows `StreamedProduct` is faster wherever there are kernels for it (see
-`inference.streaming` for numbers). Elsewhere, measured on two cores with AVX-512 (GB/s for a [3072, 768] weight in
+memory's bandwidth. Up to eight rows `StreamedProduct` is used wherever there are kernels for it: it is the fastest but
+for eight rows in bfloat16 on a processor with tiles, and needs no copy (see `inference.streaming`). Elsewhere, measured on two cores with AVX-512 (GB/s for a [3072, 768] weight in
 float32, `F.linear` in brackets): one row, `SplitProduct` 27 (12); anything else, `OneDNNProduct` 19 to 23 (10).
 """
 

@@ -5,10 +5,10 @@ need 8 KiB ahead, and multiply it with all rows while it is there. Numba compile
 nor multiply bytes, so that the innermost one is written in LLVM's language. It stands in this file because Numba keeps
 compiled kernels on disk until the file that they come from changes.
 
-Measured on one core of an Intel server with AMX for a [2048, 768] weight from memory, microseconds for 1, 4 and 8
-rows, in brackets oneDNN's, for which the weight is laid out anew: float32 545 (733), 568 (757), 446 (730); bfloat16
-306 (302 to 581), 361 (480), 389 (332); int8 139 (221 to 548), 171 (230 to 527), 203 (244); int4 108, 8 rows 234
-(PyTorch's 151, 463).
+Measured on one core of an Intel server with AMX for a [2048, 768] weight of many, microseconds for 1, 4 and 8 rows, in
+brackets oneDNN's, for which the weight is laid out anew: float32 394, 455, 556 (519, 618, 691); bfloat16 217, 282, 405
+(276, 283, 283, by tiles); int8 113, 143, 174 (183, 197, 199); int4 84, 128, 220 (PyTorch's own 133, 218, 412). When
+other programs use the memory, too, oneDNN's bfloat16 and int8 take twice as long, these a third more.
 """
 
 import logging
