@@ -2,8 +2,9 @@
 
 With few rows a product takes as long as its weight takes to be read. `F.linear` reads at a third to a half of the
 memory's bandwidth. Up to eight rows `StreamedProduct` is used wherever there are kernels for it: it is the fastest but
-for eight rows in bfloat16 on a processor with tiles, and needs no copy (see `inference.streaming`). Elsewhere, measured on two cores with AVX-512 (GB/s for a [3072, 768] weight in
-float32, `F.linear` in brackets): one row, `SplitProduct` 27 (12); anything else, `OneDNNProduct` 19 to 23 (10).
+for eight rows in bfloat16 on a processor with tiles, and needs no copy (see `inference.streaming`). Elsewhere, measured
+on two cores with AVX-512 (GB/s for a [3072, 768] weight in float32, `F.linear` in brackets): one row, `SplitProduct` 27
+(12); anything else, `OneDNNProduct` 19 to 23 (10).
 """
 
 from typing import ClassVar, Protocol
